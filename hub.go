@@ -1,0 +1,565 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/net/websocket"
+)
+
+const (
+	maxMessage = 64 << 10               // bytes of a client's message: a long letter, yet little to hold for everybody at once
+	maxQueue   = 2 << 20                // bytes waiting for a client before senders wait too: a second of very busy talk
+	maxBatch   = 256 << 10              // bytes that a client is given the following times to take:
+	patience   = 900 * time.Millisecond // while senders wait for it, who may be kept for 2 s
+	stalled    = 20 * time.Second       // while nobody does: a train in a tunnel
+	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it hides megabytes
+	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Proxies cut after 30 s
+	closeWait  = 3 * time.Second        // for a client to take what is queued and close its side; stopping may take 5 s
+)
+
+// A Hub is the tutorial's io: the group of all sockets. As an http.Handler it
+// takes WebSocket handshakes.
+type Hub struct {
+	handlers map[string]func(*Socket) // set before serving, only read after
+
+	mu      sync.Mutex         // guards what follows and the lower half of each Socket; never held while reading or writing
+	changed sync.Cond          // on mu: a full queue has room, a writer has ended, a socket has gone
+	sockets map[string]*Socket // by ID, from the connect message until the end
+	slow    map[*Socket]bool   // whose queue the last events made too long
+	live    int                // handshakes and sockets; Close waits until there are none
+	closed  bool
+}
+
+// NewHub returns a hub without sockets.
+func NewHub() *Hub {
+	h := &Hub{handlers: map[string]func(*Socket){}, sockets: map[string]*Socket{}, slow: map[*Socket]bool{}}
+	h.changed.L = &h.mu
+	return h
+}
+
+// On sets the handler of "connection", the hub's one event: it runs for each
+// new socket, before the socket's other handlers. Call On before serving.
+func (h *Hub) On(event string, handle func(*Socket)) { h.handlers[event] = handle }
+
+// Emit sends an event to every socket; all see all events in one order. It
+// waits for clients that are slow to take theirs, within limits: who is slower
+// is dropped. It fails if data has no JSON form. Call it from any goroutine.
+func (h *Hub) Emit(event string, data any) error { return h.emit(nil, event, data) }
+
+func (h *Hub) emit(except *Socket, event string, data any) error {
+	f, err := message(event, data)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for s := range h.slow {
+		s.waitForRoom()
+		delete(h.slow, s)
+	}
+	for _, s := range h.sockets { // without a pause, so that all queues get it at the same place
+		if s != except {
+			s.push(f)
+		}
+	}
+	return nil
+}
+
+// Close ends every socket with close code 1001 after what is queued for it. It
+// returns when all are gone: after closeWait, unless a handler hangs.
+func (h *Hub) Close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for _, s := range h.sockets {
+		s.end(&closeError{1001, "server shutting down"})
+	}
+	for h.live > 0 {
+		h.changed.Wait()
+	}
+}
+
+// A Socket is the server's end of one client's connection.
+type Socket struct {
+	ID string // unguessable and unique; the client knows itself by the same
+
+	hub      *Hub
+	conn     net.Conn                   // read by the reader, written by the writer
+	in       *bufio.Reader              // the reader's, on conn
+	ws       *websocket.Conn            // the reader's, on in; takes frames apart
+	handlers map[string]Handler         // the reader's
+	ending   atomic.Pointer[closeError] // set once, under hub.mu: nothing is queued or handled any more
+
+	// Guarded by hub.mu.
+	queue   net.Buffers // frames that wait for the writer, shared with other sockets
+	size    int         // their bytes
+	writing bool        // there is a writer,
+	began   time.Time   // at its batch since then
+}
+
+// A Handler takes an event's data, nil if the client left it out. The client
+// gets the words of its error as an "error" event.
+type Handler func(data json.RawMessage) error
+
+// On sets the handler of an event, or of "disconnect", which runs once with the
+// reason. The handlers of a socket run one at a time, in the order the client
+// sent. Call On in a handler of the connection or the socket, nowhere else.
+func (s *Socket) On(event string, handle Handler) { s.handlers[event] = handle }
+
+// Emit sends an event to this client alone, like Hub.Emit.
+func (s *Socket) Emit(event string, data any) error {
+	f, err := message(event, data)
+	if err == nil {
+		s.send(f)
+	}
+	return err
+}
+
+// Broadcast sends an event to every socket but this one, like Hub.Emit.
+func (s *Socket) Broadcast(event string, data any) error { return s.hub.emit(s, event, data) }
+
+// Disconnect ends the socket with close code 1000 after what is queued for it.
+// It does not wait. Call it from any goroutine.
+func (s *Socket) Disconnect() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	s.end(&closeError{1000, "server disconnect"})
+}
+
+// Decode makes a Handler of a function that takes the data as a Go type, and
+// refuses data of another shape. A struct's fields must all be there, under
+// their json tags: encoding/json by itself takes null for anything.
+func Decode[T any](handle func(T) error) Handler {
+	return func(data json.RawMessage) error {
+		var v T
+		fits := json.Unmarshal(data, &v) == nil && string(data) != "null"
+		if t := reflect.ValueOf(v); fits && t.Kind() == reflect.Struct {
+			for field, value := range t.Fields() {
+				if value.IsZero() { // given as such, or not given
+					var given map[string]*json.RawMessage
+					json.Unmarshal(data, &given)
+					fits = fits && given[field.Tag.Get("json")] != nil
+				}
+			}
+		}
+		if !fits {
+			model, _ := json.Marshal(*new(T))
+			return fmt.Errorf("its data should look like %s", model)
+		}
+		return handle(v)
+	}
+}
+
+// ServeHTTP takes a handshake, and returns when its socket is gone.
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// Browsers let any page dial any server, and leave it to the server to
+	// refuse the pages of others (RFC 6455, section 10.2).
+	if origin := r.Header["Origin"]; len(origin) > 0 {
+		if page, err := url.Parse(origin[0]); err != nil || !strings.EqualFold(page.Host, r.Host) {
+			http.Error(w, "Pages of other sites may not connect here.", http.StatusForbidden)
+			return
+		}
+	}
+	h.count(+1)
+	defer h.count(-1)
+	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string]Handler{}}
+	noProtocol := func(c *websocket.Config, _ *http.Request) error { c.Protocol = nil; return nil }
+	websocket.Server{Handshake: noProtocol, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
+}
+
+func (h *Hub) count(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.live += n
+	h.changed.Broadcast()
+}
+
+// serve is the socket's reader, from the handshake to the end. A handler's
+// panic passes through it on its way to net/http, which logs it.
+func (s *Socket) serve(ws *websocket.Conn) {
+	end := &closeError{1011, "a handler panicked"}
+	defer func() { s.leave(end) }()
+	s.ws = ws
+	s.join()
+	if connection := s.hub.handlers["connection"]; connection != nil {
+		connection(s)
+	}
+	end = s.read()
+}
+
+// join makes the socket one of the group. Its connect message goes first.
+func (s *Socket) join() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	hello, _ := message("connect", map[string]string{"id": s.ID})
+	s.push(hello)
+	s.hub.sockets[s.ID] = s
+	if s.hub.closed {
+		s.end(&closeError{1001, "server shutting down"})
+	}
+}
+
+// A closeError ends a connection, for a reason and with a close code of RFC
+// 6455, section 7.4. Code 1005 stands for no code, 1006 for no close frame.
+type closeError struct {
+	code   uint16
+	reason string
+}
+
+func (e *closeError) Error() string { return e.reason }
+
+// read handles the client's messages until the connection has to end. Only here
+// is decided what an error means: a closeError is the end, others are answered.
+func (s *Socket) read() (end *closeError) {
+	for s.ending.Load() == nil {
+		text, err := s.receive()
+		if err == nil {
+			err = s.route(text)
+		}
+		if errors.As(err, &end) {
+			return end
+		}
+		if err != nil {
+			s.Emit("error", err.Error())
+		}
+	}
+	return s.ending.Load()
+}
+
+// route takes a message apart and runs its event's handler.
+func (s *Socket) route(text []byte) error {
+	var message map[string]json.RawMessage
+	if json.Unmarshal(text, &message) != nil {
+		return errors.New("a message should be a JSON object")
+	}
+	var event string
+	if json.Unmarshal(message["event"], &event) != nil || event == "" {
+		return errors.New(`a message should name its "event"`)
+	}
+	handle := s.handlers[event]
+	if event == "connect" || event == "disconnect" || event == "error" {
+		return fmt.Errorf("event %q is the server's own", event)
+	}
+	if handle == nil {
+		return fmt.Errorf("event %.40q is not known here", event)
+	}
+	if err := handle(message["data"]); err != nil {
+		return fmt.Errorf("event %q: %w", event, err)
+	}
+	return nil
+}
+
+// receive puts frames together to the next message (RFC 6455, section 5.4).
+// One that is too long is answered as soon as that is known, then skipped.
+func (s *Socket) receive() ([]byte, error) {
+	var (
+		text    []byte
+		kind    byte // the first frame's opcode, 0 between messages
+		tooLong bool
+	)
+	for {
+		f, err := s.nextFrame()
+		if err != nil {
+			return nil, err
+		}
+		if f.opcode >= websocket.CloseFrame { // may come between fragments
+			if err := s.control(f); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if (f.opcode == websocket.ContinuationFrame) != (kind != 0) {
+			return nil, &closeError{1002, "fragments of no message, or of two"}
+		}
+		if kind == 0 {
+			kind = f.opcode
+		}
+		if !tooLong && f.length > maxMessage-len(text) {
+			tooLong, text = true, nil
+			s.Emit("error", fmt.Sprintf("a message may have %d bytes at most", maxMessage))
+		}
+		if tooLong {
+			_, err = io.Copy(io.Discard, f.payload)
+		} else {
+			text = append(text, make([]byte, f.length)...)
+			_, err = io.ReadFull(f.payload, text[len(text)-f.length:])
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case !f.fin:
+		case tooLong:
+			kind, tooLong = 0, false
+		case kind == websocket.BinaryFrame:
+			return nil, errors.New("a message should be text, not binary")
+		case !utf8.Valid(text):
+			return nil, &closeError{1007, "text that is not UTF-8"}
+		default:
+			return text, nil
+		}
+	}
+}
+
+// control answers a ping or a close (RFC 6455, section 5.5).
+func (s *Socket) control(f frame) error {
+	payload := make([]byte, f.length)
+	if _, err := io.ReadFull(f.payload, payload); err != nil {
+		return err
+	}
+	switch {
+	case f.opcode == websocket.PingFrame:
+		s.send(encode(websocket.PongFrame, payload))
+		return nil
+	case f.opcode == websocket.PongFrame: // to have heard it is enough
+		return nil
+	case len(payload) == 0:
+		return &closeError{1005, "client disconnect"}
+	case len(payload) == 1:
+		return &closeError{1002, "half a close code"}
+	case !utf8.Valid(payload[2:]):
+		return &closeError{1007, "a close reason that is not UTF-8"}
+	}
+	code := binary.BigEndian.Uint16(payload)
+	if code < 1000 || code > 1003 && code < 1007 || code > 1014 && code < 3000 || code > 4999 {
+		return &closeError{1002, "a close code that may not be sent"}
+	}
+	return &closeError{code, "client disconnect"}
+}
+
+// A frame is the unit of the wire (RFC 6455, section 5.2).
+type frame struct {
+	fin     bool // the last of its message
+	opcode  byte
+	length  int
+	payload io.Reader
+}
+
+// nextFrame reads a frame's header, and refuses what x/net/websocket would let
+// pass. The payload of the frame before must have been read.
+func (s *Socket) nextFrame() (f frame, err error) {
+	head, err := s.in.Peek(2)
+	if err != nil {
+		return f, err
+	}
+	f.fin, f.opcode = head[0]&0x80 != 0, head[0]&0x0f
+	masked, length, control := head[1]&0x80 != 0, head[1]&0x7f, f.opcode >= websocket.CloseFrame
+	switch {
+	case head[0]&0x70 != 0:
+		return f, &closeError{1002, "reserved bits set"}
+	case f.opcode > websocket.PongFrame, f.opcode > websocket.BinaryFrame && !control:
+		return f, &closeError{1002, "a reserved opcode"}
+	case !masked:
+		return f, &closeError{1002, "a frame that is not masked"}
+	case control && (!f.fin || length > 125):
+		return f, &closeError{1002, "a control frame in fragments, or too long"}
+	}
+	if length == 127 { // eight bytes follow, of which x/net would clear the top bit
+		if head, err = s.in.Peek(3); err != nil {
+			return f, err
+		}
+		if head[2]&0x80 != 0 {
+			return f, &closeError{1002, "a length with its top bit set"}
+		}
+	}
+	in, err := s.ws.NewFrameReader()
+	if err != nil {
+		return f, err
+	}
+	n, _ := in.HeaderReader().Read(make([]byte, 14))
+	f.length, f.payload = in.Len()-n, in
+	return f, nil
+}
+
+// message encodes an event, once for all who get it.
+func message(event string, data any) ([]byte, error) {
+	text, err := json.Marshal(struct {
+		Event string `json:"event"`
+		Data  any    `json:"data"`
+	}{event, data})
+	if err != nil {
+		return nil, fmt.Errorf("encoding event %q: %w", event, err)
+	}
+	return encode(websocket.TextFrame, text), nil
+}
+
+// encode makes a frame as servers send it: whole, and without a mask.
+func encode(opcode byte, payload []byte) []byte {
+	f := append(make([]byte, 0, 10+len(payload)), 0x80|opcode)
+	switch n := len(payload); {
+	case n < 126:
+		f = append(f, byte(n))
+	case n < 1<<16:
+		f = binary.BigEndian.AppendUint16(append(f, 126), uint16(n))
+	default:
+		f = binary.BigEndian.AppendUint64(append(f, 127), uint64(n))
+	}
+	return append(f, payload...)
+}
+
+// send queues a frame for this client alone.
+func (s *Socket) send(f []byte) {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	s.waitForRoom()
+	s.push(f)
+}
+
+// waitForRoom waits while the queue is full, and lets its writer know that
+// somebody does. It needs hub.mu, and lets go of it while it waits.
+func (s *Socket) waitForRoom() {
+	for s.size > maxQueue && s.ending.Load() == nil {
+		s.conn.SetWriteDeadline(s.began.Add(patience))
+		s.hub.changed.Wait()
+	}
+}
+
+// push queues a frame, and starts a writer if there is none. It needs hub.mu.
+func (s *Socket) push(f []byte) {
+	if s.ending.Load() != nil {
+		return
+	}
+	s.queue = append(s.queue, f)
+	s.size += len(f)
+	if !s.writing {
+		s.writing, s.began = true, time.Now()
+		go s.write()
+	}
+	if s.size > maxQueue {
+		s.hub.slow[s] = true
+	}
+}
+
+// write is the socket's writer: it hands what waits to one system call, still a
+// frame for each message, and ends when nothing waits.
+func (s *Socket) write() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	for len(s.queue) > 0 {
+		if s.size > maxQueue {
+			s.hub.changed.Broadcast()
+		}
+		n, size := 0, 0
+		for ; n < len(s.queue) && size < maxBatch; n++ {
+			size += len(s.queue[n])
+		}
+		batch := s.queue[:n]
+		s.queue, s.size, s.began = s.queue[n:], s.size-size, time.Now()
+		s.conn.SetWriteDeadline(s.began.Add(stalled))
+		s.hub.mu.Unlock()
+		_, err := batch.WriteTo(s.conn)
+		s.hub.mu.Lock()
+		if err != nil {
+			s.end(&closeError{1006, "too slow, or gone"})
+			s.queue = nil
+			s.conn.Close()
+		}
+	}
+	s.writing = false
+	if s.ending.Load() != nil {
+		if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
+			c.CloseWrite()
+		}
+		s.hub.changed.Broadcast()
+	}
+}
+
+// end queues the close frame and wakes the reader; the first end counts. It
+// needs hub.mu.
+func (s *Socket) end(end *closeError) {
+	if s.ending.Load() != nil {
+		return
+	}
+	switch end.code {
+	case 1006:
+	case 1005:
+		s.push(encode(websocket.CloseFrame, nil))
+	default:
+		s.push(encode(websocket.CloseFrame, binary.BigEndian.AppendUint16(nil, end.code)))
+	}
+	s.ending.Store(end)
+	s.conn.SetReadDeadline(time.Now())
+	s.hub.changed.Broadcast()
+}
+
+// leave takes the socket out of the group, tells the application, and returns
+// when the connection can be closed: closed with input unread, TCP would throw
+// away what is still on its way to the client.
+func (s *Socket) leave(end *closeError) {
+	s.hub.mu.Lock()
+	s.end(end)
+	delete(s.hub.sockets, s.ID)
+	s.hub.mu.Unlock()
+	defer func() {
+		defer time.AfterFunc(closeWait, func() { s.conn.Close() }).Stop()
+		s.conn.SetReadDeadline(time.Time{})
+		io.Copy(io.Discard, s.conn)
+		s.hub.mu.Lock()
+		defer s.hub.mu.Unlock()
+		for s.writing {
+			s.hub.changed.Wait()
+		}
+	}()
+	if disconnect := s.handlers["disconnect"]; disconnect != nil {
+		reason, _ := json.Marshal(s.ending.Load().reason)
+		disconnect(reason)
+	}
+}
+
+// A hijacker lets x/net/websocket have the connection, but keeps both ends of
+// it: x/net reads through Read, and the writer writes past x/net.
+type hijacker struct {
+	http.ResponseWriter
+	*Socket
+}
+
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	if c, ok := conn.(*net.TCPConn); ok {
+		c.SetWriteBuffer(sendBuffer)
+	}
+	early, _ := rw.Peek(rw.Reader.Buffered()) // what came right behind the handshake
+	h.conn = conn
+	h.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), h))
+	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(conn, 256)), nil
+}
+
+// Read waits for the client. When it has been silent for a while it is pinged,
+// and when it still is after as long again, it is gone.
+func (h hijacker) Read(p []byte) (int, error) {
+	for range 2 {
+		h.conn.SetReadDeadline(time.Now().Add(heartbeat))
+		if end := h.ending.Load(); end != nil {
+			return 0, end
+		}
+		n, err := h.conn.Read(p)
+		if err == nil {
+			return n, nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, &closeError{1006, "transport close"}
+		}
+		h.send(encode(websocket.PingFrame, nil))
+	}
+	return 0, &closeError{1006, "ping timeout"}
+}
