@@ -31,7 +31,7 @@ const (
 	stalled    = 20 * time.Second       // while nobody does: a train in a tunnel
 	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it hides megabytes
 	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Proxies cut after 30 s
-	closeWait  = 3 * time.Second        // for a client to take what is queued and close its side; stopping may take 5 s
+	shakeWait  = 3 * time.Second        // for either handshake: to take our answer; to take what is queued and close. Stopping may take 5 s
 )
 
 // A Hub is the tutorial's io: the group of all sockets. As an http.Handler it
@@ -83,7 +83,7 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 }
 
 // Close ends every socket with close code 1001 after what is queued for it. It
-// returns when all are gone: after closeWait, unless a handler hangs.
+// returns when all are gone: after shakeWait, unless a handler hangs.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -508,7 +508,7 @@ func (s *Socket) leave(end *closeError) {
 	delete(s.hub.sockets, s.ID)
 	s.hub.mu.Unlock()
 	defer func() {
-		defer time.AfterFunc(closeWait, func() { s.conn.Close() }).Stop()
+		defer time.AfterFunc(shakeWait, func() { s.conn.Close() }).Stop()
 		s.conn.SetReadDeadline(time.Time{})
 		io.Copy(io.Discard, s.conn)
 		s.hub.mu.Lock()
@@ -538,6 +538,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if c, ok := conn.(*net.TCPConn); ok {
 		c.SetWriteBuffer(sendBuffer)
 	}
+	conn.SetWriteDeadline(time.Now().Add(shakeWait))
 	early, _ := rw.Peek(rw.Reader.Buffered()) // what came right behind the handshake
 	h.conn = conn
 	h.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), h))

@@ -102,10 +102,10 @@ func newServer(io *Hub, public fs.FS) *http.Server {
 			w.Header().Set("Cache-Control", "no-cache") // who edits the page sees it on reload
 			files.ServeHTTP(w, r)
 		}),
-		// For those who dribble their request, or never take the answer.
+		// For those who dribble their request, or do not take the answer.
 		// A socket, once it is one, has its own limits.
 		ReadTimeout:  5 * time.Second,
-		WriteTimeout: 10 * time.Second,
+		WriteTimeout: 4 * time.Second,
 		IdleTimeout:  time.Minute,
 	}
 }

@@ -1,0 +1,1003 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"testing/synctest"
+	"time"
+)
+
+// TestMain lets the test program be the chat, for the tests that need a process.
+func TestMain(m *testing.M) {
+	if os.Getenv("BE_THE_CHAT") != "" {
+		main()
+		os.Exit(0)
+	}
+	log.SetOutput(io.Discard)
+	os.Exit(m.Run())
+}
+
+// The chat.
+
+func TestConnectComesFirstWithAUniqueID(t *testing.T) {
+	addr, _ := start(t, newChat())
+	a, b := dial(t, addr), dial(t, addr)
+	if a.id == b.id || len(a.id) < 20 {
+		t.Errorf("ids %q and %q", a.id, b.id)
+	}
+}
+
+func TestChatReachesEveryoneAndBroadcastEveryoneElse(t *testing.T) {
+	addr, _ := start(t, newChat())
+	a, b, c := dial(t, addr), dial(t, addr), dial(t, addr)
+	a.say(`{"event":"broadcast","data":{"data":"to the others"}}`)
+	a.say(`{"event":"chat","data":{"data":"to <all> & \"sundry\""}}`)
+	for _, other := range []*client{b, c} {
+		other.hears("grpchat", `"to the others"`)
+	}
+	for _, each := range []*client{a, b, c} {
+		each.hears("grpchat", `"to \u003call\u003e \u0026 \"sundry\""`)
+	}
+}
+
+func TestAnEmptyTextIsAText(t *testing.T) {
+	addr, _ := start(t, newChat())
+	a := dial(t, addr)
+	a.say(`{"event":"chat","data":{"data":""}}`)
+	a.hears("grpchat", `""`)
+}
+
+func TestAllSeeOneOrder(t *testing.T) {
+	addr, _ := start(t, newChat())
+	const talkers, each = 10, 50
+	var clients [talkers]*client
+	for i := range clients {
+		clients[i] = dial(t, addr)
+	}
+	var heard [talkers]string
+	var wg sync.WaitGroup
+	for i, c := range clients {
+		wg.Go(func() {
+			for n := range each {
+				c.say(fmt.Sprintf(`{"event":"chat","data":{"data":"%d-%d"}}`, i, n))
+			}
+		})
+		wg.Go(func() {
+			for range talkers * each {
+				heard[i] += c.next()
+			}
+		})
+	}
+	wg.Wait()
+	for i := range heard {
+		if heard[i] != heard[0] {
+			t.Errorf("client %d saw another order than client 0", i)
+		}
+		last := -1
+		for n := range each {
+			at := strings.Index(heard[0], fmt.Sprintf(`"%d-%d"`, i, n))
+			if at < last {
+				t.Errorf("message %d of client %d came before the one sent before it", n, i)
+			}
+			last = at
+		}
+	}
+}
+
+func TestDisconnectHandlerRunsOnceWithTheReason(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		leave  func(*client)
+		reason string
+	}{
+		{"close frame", func(c *client) { c.frame(0x88, "\x03\xe8") }, "client disconnect"},
+		{"end of file", func(c *client) { c.conn.Close() }, "transport close"},
+		{"reset", func(c *client) { c.conn.(*net.TCPConn).SetLinger(0); c.conn.Close() }, "transport close"},
+		{"disconnected by the server", func(c *client) { c.say(`{"event":"kick"}`) }, "server disconnect"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			hub, reasons := NewHub(), make(chan string, 2)
+			hub.On("connection", func(socket *Socket) {
+				socket.On("kick", func(json.RawMessage) error { socket.Disconnect(); return nil })
+				socket.On("disconnect", Decode(func(reason string) error { reasons <- reason; return nil }))
+			})
+			addr, _ := start(t, hub)
+			c := dial(t, addr)
+			test.leave(c)
+			if got := <-reasons; got != test.reason {
+				t.Errorf("reason %q, want %q", got, test.reason)
+			}
+			c.conn.Close()
+			hub.Close()
+			if len(reasons) > 0 {
+				t.Errorf("ran again, with %q", <-reasons)
+			}
+		})
+	}
+}
+
+func TestDisconnectDeliversWhatWasQueuedThenClosesWith1000(t *testing.T) {
+	hub := NewHub()
+	hub.On("connection", func(socket *Socket) {
+		socket.On("count", func(json.RawMessage) error {
+			for n := range 1000 {
+				socket.Emit("n", n)
+			}
+			socket.Disconnect()
+			return socket.Emit("n", "too late")
+		})
+		socket.On("never", func(json.RawMessage) error { t.Error("handled after Disconnect"); return nil })
+	})
+	addr, _ := start(t, hub)
+	c := dial(t, addr)
+	c.write(bytes.Repeat([]byte(masked(0x81, `{"event":"count"}`)+masked(0x81, `{"event":"never"}`)), 100))
+	for n := range 1000 {
+		c.hears("n", fmt.Sprint(n))
+	}
+	c.closes(1000)
+}
+
+// The handshake and the files.
+
+func TestHandshakeIsTakenOnAnyPathAndOnlyAHandshake(t *testing.T) {
+	addr, _ := start(t, newChat())
+	for _, test := range []struct {
+		request string
+		status  int
+	}{
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\n", 101},
+		{"GET /any/path?q HTTP/1.1\r\nUpgrade: WebSocket\r\n", 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: a, b\r\n", 101},
+		{"GET / HTTP/1.1\r\nUpgrade: h2c\r\n", 200},
+		{"GET /none HTTP/1.1\r\nUpgrade: h2c\r\n", 404},
+		{"POST / HTTP/1.1\r\nUpgrade: websocket\r\n", 405},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://CHAT.example:3000\r\n", 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example\r\n", 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example:3001\r\n", 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://evil.example:3000\r\n", 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: null\r\n", 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://%zz\r\n", 403},
+	} {
+		conn := must(net.Dial("tcp", addr))
+		fmt.Fprint(conn, test.request, "Host: chat.example:3000\r\nConnection: Upgrade\r\n",
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || response.StatusCode != test.status {
+			t.Errorf("%q: %v, %v; want %d", test.request, response, err, test.status)
+		} else if protocol := response.Header["Sec-Websocket-Protocol"]; protocol != nil {
+			t.Errorf("%q: agreed to protocol %q", test.request, protocol)
+		}
+		conn.Close()
+	}
+}
+
+func TestNothingOutsidePublicIsServed(t *testing.T) {
+	dir := t.TempDir()
+	os.Mkdir(filepath.Join(dir, "public"), 0o755)
+	os.WriteFile(filepath.Join(dir, "public", "index.html"), []byte("the page"), 0o644)
+	os.WriteFile(filepath.Join(dir, "secret"), []byte("the secret"), 0o644)
+	os.Symlink("../secret", filepath.Join(dir, "public", "link"))
+	os.Symlink("..", filepath.Join(dir, "public", "up"))
+	chat := startProcess(t, dir)
+	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up/", "//secret"} {
+		conn := must(net.Dial("tcp", chat.addr))
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
+		if body := must(io.ReadAll(conn)); bytes.Contains(body, []byte("secret")) || bytes.HasPrefix(body, []byte("HTTP/1.1 200")) {
+			t.Errorf("%s: %s", path, body)
+		}
+	}
+	response := must(http.Get("http://" + chat.addr))
+	if body := must(io.ReadAll(response.Body)); string(body) != "the page" {
+		t.Errorf("the page reads %q", body)
+	}
+}
+
+func TestDribbledHeadersAndStalledHandshakesAreCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listener := startPipes(t, newChat())
+		began := time.Now()
+		conn := listener.dial()
+		for err := error(nil); err == nil; time.Sleep(time.Second) {
+			_, err = io.WriteString(conn, "X")
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("dribbled headers: cut after %v", took)
+		}
+		began, conn = time.Now(), listener.dial()
+		io.WriteString(conn, handshake)
+		time.Sleep(10 * time.Second) // and do not take the answer
+		if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
+			t.Error("a stalled handshake: not cut")
+		}
+	})
+	addr, _ := start(t, newChat())
+	conn := must(net.Dial("tcp", addr))
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	go io.Copy(conn, io.LimitReader(endless("GET / HTTP/1.1\r\nX: "), 10<<20))
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err == nil && response.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("10 MB of headers got %v", response.Status)
+	}
+}
+
+// Bad input.
+
+func TestBadMessagesAreAnsweredAndHarmNobody(t *testing.T) {
+	addr, _ := start(t, newChat())
+	for _, test := range []struct{ name, frames, words string }{
+		{"not JSON", masked(0x81, "hello"), "JSON object"},
+		{"empty", masked(0x81, ""), "JSON object"},
+		{"an array", masked(0x81, `["chat"]`), "JSON object"},
+		{"null", masked(0x81, `null`), `"event"`},
+		{"no event", masked(0x81, `{"data":{"data":"x"}}`), `"event"`},
+		{"wrong case", masked(0x81, `{"Event":"chat","data":{"data":"x"}}`), `"event"`},
+		{"empty event", masked(0x81, `{"event":""}`), `"event"`},
+		{"event not a string", masked(0x81, `{"event":5}`), `"event"`},
+		{"two values", masked(0x81, `{"event":"chat","data":{"data":"x"}}{}`), "JSON object"},
+		{"unknown event", masked(0x81, `{"event":"dance"}`), "dance"},
+		{"connect", masked(0x81, `{"event":"connect"}`), "connect"},
+		{"disconnect", masked(0x81, `{"event":"disconnect","data":"x"}`), "disconnect"},
+		{"error", masked(0x81, `{"event":"error","data":"x"}`), "error"},
+		{"no data", masked(0x81, `{"event":"chat"}`), "chat"},
+		{"data null", masked(0x81, `{"event":"chat","data":null}`), "chat"},
+		{"data empty", masked(0x81, `{"event":"chat","data":{}}`), "chat"},
+		{"data of null", masked(0x81, `{"event":"chat","data":{"data":null}}`), "chat"},
+		{"data of a number", masked(0x81, `{"event":"broadcast","data":{"data":5}}`), "broadcast"},
+		{"data a string", masked(0x81, `{"event":"chat","data":"x"}`), "chat"},
+		{"data an array", masked(0x81, `{"event":"chat","data":[{"data":"x"}]}`), "chat"},
+		{"binary", masked(0x82, `{"event":"chat","data":{"data":"x"}}`), "binary"},
+		{"binary in fragments", masked(0x02, `{"event":"chat",`) + masked(0x80, `"data":{"data":"x"}}`), "binary"},
+		{"too long", masked(0x81, strings.Repeat("x", maxMessage+1)), "65536"},
+		{"too long in fragments", masked(0x01, strings.Repeat("x", maxMessage)) + masked(0x00, "x") + masked(0x80, "x"), "65536"},
+		{"too long, pinged between", masked(0x01, strings.Repeat("x", maxMessage)) + masked(0x00, "x") + masked(0x89, "") + masked(0x80, "x"), "65536"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			offender, other := dial(t, addr), dial(t, addr)
+			offender.write([]byte(test.frames))
+			offender.say(`{"event":"chat","data":{"data":"good"}}`)
+			got := offender.next()
+			if !strings.HasPrefix(got, `{"event":"error","data":"`) || !strings.Contains(strings.ReplaceAll(got, `\"`, `"`), test.words) {
+				t.Errorf("answer %s, want an error with %s", got, test.words)
+			}
+			for _, goType := range []string{"main.", "json:", "struct", "Go ", "invalid character"} {
+				if strings.Contains(got, goType) {
+					t.Errorf("answer %s is not for people", got)
+				}
+			}
+			offender.hears("grpchat", `"good"`)
+			other.hears("grpchat", `"good"`)
+		})
+	}
+}
+
+func TestTooLongIsAnsweredAtOnceAndCostsNoMemory(t *testing.T) {
+	addr, _ := start(t, newChat())
+	c := dial(t, addr)
+	c.write([]byte("\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00mask")) // 2⁶² bytes announced
+	c.hears("error", `"a message may have 65536 bytes at most"`)
+	var before, after runtime.MemStats
+	megabyte := make([]byte, 1<<20)
+	runtime.ReadMemStats(&before)
+	for range 16 {
+		c.write(megabyte)
+	}
+	runtime.ReadMemStats(&after)
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 1<<20 {
+		t.Errorf("allocated %d bytes to skip 16 MB", grown)
+	}
+}
+
+func TestFragmentsMakeOneMessageAndPingsBetweenAreAnswered(t *testing.T) {
+	addr, _ := start(t, newChat())
+	c := dial(t, addr)
+	text := `{"event":"chat","data":{"data":"grüß"}}`
+	cut := strings.Index(text, "ü") + 1 // in the middle of a code point
+	c.write([]byte(masked(0x01, text[:cut]) + masked(0x89, "are you there?") + masked(0x00, "") + masked(0x8a, "unasked") + masked(0x80, text[cut:])))
+	if head, payload := c.read(); head != 0x8a || payload != "are you there?" {
+		t.Errorf("the ping got %#x %q", head, payload)
+	}
+	c.hears("grpchat", `"grüß"`)
+}
+
+func TestTextThatIsNotUTF8ClosesWith1007(t *testing.T) {
+	addr, _ := start(t, newChat())
+	for _, bad := range []string{"\xff", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe4\xbd"} {
+		c := dial(t, addr)
+		c.say(`{"event":"chat","data":{"data":"` + bad + `"}}`)
+		c.closes(1007)
+	}
+}
+
+func TestBreachOfTheProtocolClosesWith1002(t *testing.T) {
+	addr, _ := start(t, newChat())
+	other := dial(t, addr)
+	for _, test := range []struct {
+		name, frames string
+		code         int
+	}{
+		{"not masked", "\x81\x02{}", 1002},
+		{"not masked, empty", "\x81\x00", 1002},
+		{"first reserved bit", masked(0xc1, "{}"), 1002},
+		{"second reserved bit", masked(0xa1, "{}"), 1002},
+		{"third reserved bit", masked(0x91, "{}"), 1002},
+		{"reserved opcode 3", masked(0x83, "{}"), 1002},
+		{"reserved opcode 7", masked(0x87, "{}"), 1002},
+		{"reserved opcode 11", masked(0x8b, ""), 1002},
+		{"reserved opcode 15", masked(0x8f, ""), 1002},
+		{"ping in fragments", masked(0x09, ""), 1002},
+		{"ping over 125 bytes", masked(0x89, strings.Repeat("x", 126)), 1002},
+		{"continuation of nothing", masked(0x80, "{}"), 1002},
+		{"continuation after a whole message", masked(0x81, "{}") + masked(0x00, "{}"), 1002},
+		{"a message inside another", masked(0x01, "{") + masked(0x81, "}"), 1002},
+		{"a message inside one too long", masked(0x01, strings.Repeat("x", maxMessage+1)) + masked(0x81, "}"), 1002},
+		{"length with its top bit set", "\x81\xff\x80\x00\x00\x00\x00\x00\x00\x02mask{}", 1002},
+		{"close of one byte", masked(0x88, "\x03"), 1002},
+		{"close over 125 bytes", masked(0x88, "\x03\xe8"+strings.Repeat("x", 124)), 1002},
+		{"close with a bad reason", masked(0x88, "\x03\xe8\xff"), 1007},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := dial(t, addr)
+			c.write([]byte(test.frames))
+			c.closes(test.code)
+		})
+	}
+	other.say(`{"event":"chat","data":{"data":"undisturbed"}}`)
+	other.hears("grpchat", `"undisturbed"`)
+}
+
+func TestCloseCodesAreEchoedIfTheyMayBeSent(t *testing.T) {
+	addr, _ := start(t, newChat())
+	for code, want := range map[int]int{
+		1000: 1000, 1001: 1001, 1003: 1003, 1007: 1007, 1011: 1011, 1014: 1014, 3000: 3000, 4999: 4999,
+		0: 1002, 999: 1002, 1004: 1002, 1005: 1002, 1006: 1002, 1015: 1002, 1016: 1002, 2999: 1002, 5000: 1002, 65535: 1002,
+	} {
+		c := dial(t, addr)
+		c.frame(0x88, string([]byte{byte(code >> 8), byte(code)})+"bye")
+		c.closes(want)
+	}
+	c := dial(t, addr)
+	c.frame(0x88, "")
+	c.closes(1005)
+}
+
+func TestAFrameBehindTheHandshakeIsNotLost(t *testing.T) {
+	addr, _ := start(t, newChat())
+	c := dial(t, addr, masked(0x81, `{"event":"chat","data":{"data":"early"}}`))
+	c.hears("grpchat", `"early"`)
+}
+
+func TestAPanicEndsItsSocketAloneWith1011(t *testing.T) {
+	hub, logged := NewHub(), make(logger, 10)
+	hub.On("connection", func(socket *Socket) {
+		socket.On("bug", func(json.RawMessage) error { panic("a bug in a handler") })
+		socket.On("hello", func(json.RawMessage) error { return hub.Emit("hello", nil) })
+	})
+	addr, server := start(t, hub)
+	server.ErrorLog = log.New(logged, "", 0)
+	c, other := dial(t, addr), dial(t, addr)
+	c.say(`{"event":"bug"}`)
+	c.closes(1011)
+	if line := <-logged; !strings.Contains(line, "a bug in a handler") || !strings.Contains(line, "hub_test.go") {
+		t.Errorf("logged %q, want the panic and its stack", line)
+	}
+	other.say(`{"event":"hello"}`)
+	other.hears("hello", `null`)
+}
+
+// Faults and load.
+
+func TestStuckClientsAreDroppedAndOthersWaitOnce(t *testing.T) {
+	t.Parallel()
+	for _, stuck := range []int{1, 50} {
+		t.Run(fmt.Sprint(stuck), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				listener := startPipes(t, newChat())
+				for range stuck {
+					defer listener.client(t).conn.Close() // never read from again
+				}
+				reader, talker := listener.client(t), listener.client(t)
+				go talker.drain()
+				go talker.chatter(2*maxQueue, 20_000)
+				var longest time.Duration
+				for got := 0; got < 2*maxQueue; {
+					began := time.Now()
+					got += len(reader.next())
+					longest = max(longest, time.Since(began))
+				}
+				if longest > 2*time.Second {
+					t.Errorf("others waited %v", longest)
+				}
+			})
+		})
+	}
+}
+
+func TestASlowReaderIsDroppedAndAQuickOneKept(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		every time.Duration // for each 100 KB
+		kept  bool
+	}{{500 * time.Millisecond, false}, {time.Second, false}, {50 * time.Millisecond, true}, {25 * time.Millisecond, true}} {
+		t.Run(fmt.Sprint(test.every), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gone := make(chan string, 3)
+				hub := newChat()
+				chat := hub.handlers["connection"]
+				hub.On("connection", func(socket *Socket) {
+					chat(socket)
+					socket.On("disconnect", Decode(func(reason string) error { gone <- reason; return nil }))
+				})
+				listener := startPipes(t, hub)
+				slow, talker := listener.client(t), listener.client(t)
+				go talker.drain()
+				finished := make(chan bool)
+				go func() {
+					talker.chatter(2*maxQueue, 20_000)
+					close(finished)
+				}()
+				go func() {
+					for buf := make([]byte, 100_000); ; time.Sleep(test.every) {
+						if _, err := io.ReadFull(slow.in, buf); err != nil {
+							return
+						}
+					}
+				}()
+				<-finished
+				if kept := len(gone) == 0; kept != test.kept {
+					t.Errorf("kept: %v", kept)
+				}
+				slow.conn.Close()
+			})
+		})
+	}
+}
+
+func TestAClientThatNeverReadsWhileTCPBuffersIsDropped(t *testing.T) {
+	t.Parallel()
+	hub := newChat()
+	addr, _ := start(t, hub)
+	stuck, reader, talker := dial(t, addr), dial(t, addr), dial(t, addr)
+	go talker.drain()
+	stuck.say(`{"event":"chat","data":{"data":"last words"}}`)
+	go talker.chatter(8<<20, 20_000)
+	for got := 0; got < 8<<20; {
+		got += len(reader.next())
+	}
+	hub.mu.Lock()
+	defer hub.mu.Unlock()
+	if hub.sockets[stuck.id] != nil {
+		t.Error("8 MB later it is still there")
+	}
+}
+
+func TestAFloodReachesAllInOrder(t *testing.T) {
+	addr, _ := start(t, newChat())
+	const readers, messages = 50, 5000
+	var wg sync.WaitGroup
+	for range readers {
+		c := dial(t, addr)
+		wg.Go(func() {
+			for n := range messages {
+				c.hears("grpchat", fmt.Sprintf(`"%d"`, n))
+			}
+		})
+	}
+	talker := dial(t, addr)
+	go talker.drain()
+	var all bytes.Buffer
+	for n := range messages {
+		all.WriteString(masked(0x81, fmt.Sprintf(`{"event":"chat","data":{"data":"%d"}}`, n)))
+	}
+	talker.write(all.Bytes())
+	wg.Wait()
+}
+
+func TestSilentClientsArePingedAndVanishedOnesNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var gone atomic.Int32
+		hub := NewHub()
+		hub.On("connection", func(socket *Socket) {
+			socket.On("disconnect", Decode(func(reason string) error {
+				if reason != "ping timeout" {
+					t.Errorf("reason %q", reason)
+				}
+				gone.Add(1)
+				return nil
+			}))
+		})
+		c := startPipes(t, hub).client(t)
+		began := time.Now()
+		if head, _ := c.read(); head != 0x89 || time.Since(began) != heartbeat {
+			t.Errorf("got frame %#x after %v, want a ping after %v", head, time.Since(began), heartbeat)
+		}
+		c.drain() // and say nothing
+		synctest.Wait()
+		if took := time.Since(began); gone.Load() != 1 || took > time.Minute {
+			t.Errorf("%d disconnects after %v", gone.Load(), took)
+		}
+	})
+}
+
+func TestAPongOrAPingNowAndThenKeepsASocketAlive(t *testing.T) {
+	for _, head := range []byte{0x89, 0x8a} {
+		synctest.Test(t, func(t *testing.T) {
+			c := startPipes(t, newChat()).client(t)
+			go c.drain()
+			for range 20 {
+				time.Sleep(heartbeat + heartbeat/2)
+				c.frame(head, "")
+			}
+			c.frame(0x88, "")
+		})
+	}
+}
+
+func TestNothingIsLeftBehind(t *testing.T) {
+	hub := newChat()
+	addr, _ := start(t, hub)
+	dial(t, addr).conn.Close()
+	eventually(t, func() bool { return sockets(hub) == 0 })
+	before := runtime.NumGoroutine()
+	for range 10 {
+		var wg sync.WaitGroup
+		for i := range 200 {
+			wg.Go(func() {
+				c := dial(t, addr)
+				switch i % 4 {
+				case 0:
+					c.frame(0x88, "\x03\xe9")
+					c.closes(1001)
+				case 1:
+					c.conn.(*net.TCPConn).SetLinger(0)
+				case 2:
+					c.write([]byte("\x81\xff")) // and no more
+				}
+				c.conn.Close()
+			})
+		}
+		wg.Wait()
+	}
+	eventually(t, func() bool { return sockets(hub) == 0 && runtime.NumGoroutine() <= before+2 })
+}
+
+func sockets(hub *Hub) int {
+	hub.mu.Lock()
+	defer hub.mu.Unlock()
+	return len(hub.sockets) + hub.live + len(hub.slow)
+}
+
+// The process.
+
+func TestStopDeliversWhatWasQueuedAndClosesWith1001(t *testing.T) {
+	t.Parallel()
+	chat := startProcess(t, ".")
+	var stuck [3]*client
+	for i := range stuck {
+		stuck[i] = dial(t, chat.addr)
+	}
+	talker := dial(t, chat.addr)
+	go talker.drain()
+	var wg sync.WaitGroup
+	counts := make(chan int, 100)
+	for range cap(counts) {
+		c := dial(t, chat.addr)
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				head, payload := c.read()
+				if head != 0x81 {
+					if code := binary.BigEndian.Uint16([]byte(payload + "\x00\x00")); head != 0x88 || code != 1001 {
+						t.Errorf("after %d messages frame %#x %q", n, head, payload)
+					}
+					counts <- n
+					return
+				}
+			}
+		})
+	}
+	for range 1000 {
+		talker.say(`{"event":"chat","data":{"data":"` + strings.Repeat("x", 1000) + `"}}`)
+	}
+	began := time.Now()
+	chat.Process.Signal(syscall.SIGTERM)
+	err := chat.Wait()
+	if took := time.Since(began); err != nil || took > 5*time.Second {
+		t.Errorf("ended after %v: %v", took, err)
+	}
+	wg.Wait()
+	first := <-counts
+	for len(counts) > 0 {
+		if n := <-counts; n != first {
+			t.Errorf("one got %d messages, another %d", first, n)
+		}
+	}
+}
+
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	chat := startProcess(t, ".")
+	c := dial(t, chat.addr)
+	began := time.Now()
+	chat.Process.Signal(os.Interrupt)
+	c.closes(1001, "and do not close our side")
+	chat.Process.Signal(os.Interrupt)
+	chat.Wait()
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("ended after %v", took)
+	}
+}
+
+func TestCannotStartSaysWhyAndExits1(t *testing.T) {
+	taken := must(net.Listen("tcp", "127.0.0.1:0"))
+	defer taken.Close()
+	for _, test := range []struct{ dir, addr, words string }{
+		{".", taken.Addr().String(), "address already in use"},
+		{".", "nonsense", "cannot listen on nonsense"},
+		{t.TempDir(), "127.0.0.1:0", "cannot find the page"},
+	} {
+		cmd := process(test.dir, test.addr)
+		out, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 || bytes.Count(out, []byte("\n")) != 1 || !strings.Contains(string(out), test.words) {
+			t.Errorf("-addr %s: %v, %q", test.addr, err, out)
+		}
+	}
+}
+
+// The parts.
+
+func TestEmitFailsForWhatJSONCannotSay(t *testing.T) {
+	if err := NewHub().Emit("n", make(chan int)); err == nil {
+		t.Error("no error")
+	}
+}
+
+// FuzzWire sends what no client should behind a handshake; the next client must
+// be served, and nothing may panic.
+func FuzzWire(f *testing.F) {
+	for _, seed := range []string{masked(0x81, `{"event":"chat","data":{"data":"x"}}`), masked(0x01, "{") + masked(0x89, "") + masked(0x80, "}"),
+		masked(0x88, "\x03\xe8"), "\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff", "\x81\xfe\x00\x02mask", "\x00"} {
+		f.Add([]byte(seed))
+	}
+	addr, server := start(f, newChat())
+	server.ErrorLog = log.New(logger(nil), "", 0)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		c := dial(t, addr)
+		c.write(raw)
+		c.conn.(*net.TCPConn).CloseWrite()
+		c.drain()
+		next := dial(t, addr)
+		next.say(`{"event":"chat","data":{"data":"next"}}`)
+		next.hears("grpchat", `"next"`)
+		next.conn.Close()
+	})
+}
+
+// FuzzRoute sends any text; it must be an event that is known, or be refused in
+// words.
+func FuzzRoute(f *testing.F) {
+	f.Add(`{"event":"chat","data":{"data":"x"}}`)
+	f.Add(`{"event":"chat","data":{"data":null}}`)
+	f.Add(`[{"event":5}]`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var got *string
+		s := &Socket{handlers: map[string]Handler{"chat": Decode(func(chatdata ChatData) error {
+			got = &chatdata.Data
+			return nil
+		})}}
+		if err := s.route([]byte(text)); (err == nil) != (got != nil) || err != nil && err.Error() == "" {
+			t.Errorf("%q: handled %v, error %v", text, got, err)
+		}
+	})
+}
+
+func BenchmarkEmit(b *testing.B) {
+	for _, n := range []int{1, 100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			hub := NewHub()
+			addr, _ := start(b, hub)
+			var got sync.WaitGroup
+			message := len(`{"event":"grpchat","data":"` + strings.Repeat("x", 100) + `"}`)
+			for range n {
+				c := dial(b, addr)
+				got.Go(func() {
+					if _, err := io.CopyN(io.Discard, c.in, int64(b.N*(message+4))); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				hub.Emit("grpchat", strings.Repeat("x", 100))
+			}
+			got.Wait()
+			b.ReportMetric(float64(b.N*n)/b.Elapsed().Seconds(), "deliveries/s")
+			b.ReportMetric(float64(b.N*n), "deliveries")
+		})
+	}
+}
+
+func BenchmarkIdle(b *testing.B) {
+	addr, _ := start(b, NewHub())
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc + m.StackInuse
+	}
+	before := heap()
+	for range b.N {
+		dial(b, addr)
+	}
+	b.ReportMetric(float64(heap()-before)/float64(b.N), "B/socket")
+}
+
+// What the tests stand on.
+
+// start serves a hub on loopback for the length of a test.
+func start(t testing.TB, hub *Hub) (addr string, server *http.Server) {
+	s := httptest.NewUnstartedServer(nil)
+	s.Config = newServer(hub, fstest.MapFS{"index.html": {Data: []byte("the page")}})
+	s.Start()
+	t.Cleanup(func() {
+		hub.Close()
+		s.Close()
+	})
+	return s.Listener.Addr().String(), s.Config
+}
+
+// pipes is a network in memory, for tests in which time is not real. A pipe has
+// no buffer, so a client that does not read is stuck at once.
+type pipes chan net.Conn
+
+func startPipes(t *testing.T, hub *Hub) pipes {
+	p := make(pipes)
+	server := newServer(hub, fstest.MapFS{})
+	go server.Serve(p)
+	t.Cleanup(func() {
+		hub.Close()
+		server.Close()
+	})
+	return p
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	conn, ok := <-p
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return conn, nil
+}
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
+func (p pipes) dial() net.Conn {
+	ours, theirs := net.Pipe()
+	p <- theirs
+	return ours
+}
+func (p pipes) client(t testing.TB) *client { return shakeHands(t, p.dial(), "") }
+
+// A client is a WebSocket client that does what it is told, legal or not.
+type client struct {
+	t    testing.TB
+	conn net.Conn
+	in   *bufio.Reader
+	id   string
+}
+
+// dial returns a client that has got its connect message. What is early goes
+// out together with the handshake.
+func dial(t testing.TB, addr string, early ...string) *client {
+	t.Helper()
+	c := shakeHands(t, must(net.Dial("tcp", addr)), strings.Join(early, ""))
+	t.Cleanup(func() { c.conn.Close() })
+	return c
+}
+
+const handshake = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+func shakeHands(t testing.TB, conn net.Conn, early string) *client {
+	t.Helper()
+	c := &client{t: t, conn: conn, in: bufio.NewReader(conn)}
+	c.write([]byte(handshake + early))
+	if response, err := http.ReadResponse(c.in, nil); err != nil || response.StatusCode != 101 {
+		t.Errorf("handshake: %v, %v", response, err)
+		return c
+	}
+	var hello struct {
+		Event string
+		Data  struct{ ID string }
+	}
+	if json.Unmarshal([]byte(c.next()), &hello); hello.Event != "connect" {
+		t.Errorf("the first event is %q", hello.Event)
+	}
+	c.id = hello.Data.ID
+	return c
+}
+
+// masked is a client's frame: its first byte, length, masking key and payload.
+func masked(head byte, payload string) string {
+	f := []byte{head}
+	switch n := len(payload); {
+	case n < 126:
+		f = append(f, 0x80|byte(n))
+	case n < 1<<16:
+		f = binary.BigEndian.AppendUint16(append(f, 0x80|126), uint16(n))
+	default:
+		f = binary.BigEndian.AppendUint64(append(f, 0x80|127), uint64(n))
+	}
+	f = append(f, "mask"...)
+	for i := range len(payload) {
+		f = append(f, payload[i]^"mask"[i%4])
+	}
+	return string(f)
+}
+
+func (c *client) write(raw []byte)                { c.conn.Write(raw) } // a server may hang up on it
+func (c *client) frame(head byte, payload string) { c.write([]byte(masked(head, payload))) }
+func (c *client) say(message string)              { c.frame(0x81, message) }
+func (c *client) drain()                          { io.Copy(io.Discard, c.in) }
+
+// chatter sends chats of a size until they add up to total.
+func (c *client) chatter(total, size int) {
+	frame := []byte(masked(0x81, `{"event":"chat","data":{"data":"`+strings.Repeat("x", size)+`"}}`))
+	for range total/size + 1 {
+		c.write(frame)
+	}
+}
+
+// read returns the next frame's first byte and its payload; 0 if there is none.
+func (c *client) read() (head byte, payload string) {
+	c.conn.SetReadDeadline(time.Now().Add(time.Minute))
+	var h [10]byte
+	if _, err := io.ReadFull(c.in, h[:2]); err != nil {
+		return 0, err.Error()
+	}
+	n := uint64(h[1])
+	switch n {
+	case 126:
+		io.ReadFull(c.in, h[2:4])
+		n = uint64(binary.BigEndian.Uint16(h[2:]))
+	case 127:
+		io.ReadFull(c.in, h[2:10])
+		n = binary.BigEndian.Uint64(h[2:])
+	}
+	buf := make([]byte, n)
+	io.ReadFull(c.in, buf)
+	return h[0], string(buf)
+}
+
+// next returns the next text message, past pings and pongs.
+func (c *client) next() string {
+	for {
+		head, payload := c.read()
+		switch head {
+		case 0x81:
+			return payload
+		case 0x89, 0x8a:
+			continue
+		}
+		c.t.Errorf("got frame %#x %q, want a message", head, payload)
+		runtime.Goexit()
+	}
+}
+
+func (c *client) hears(event, data string) {
+	c.t.Helper()
+	if got, want := c.next(), fmt.Sprintf(`{"event":%q,"data":%s}`, event, data); got != want {
+		c.t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// closes reads to the close frame, answers it unless told otherwise, and wants
+// nothing behind it.
+func (c *client) closes(code int, unanswered ...string) {
+	c.t.Helper()
+	for {
+		head, payload := c.read()
+		if head != 0 && head != 0x88 {
+			continue
+		}
+		got := 1005
+		if len(payload) >= 2 {
+			got = int(binary.BigEndian.Uint16([]byte(payload)))
+		}
+		if head != 0x88 || got != code {
+			c.t.Errorf("got frame %#x %q, want close code %d", head, payload, code)
+		}
+		if unanswered == nil {
+			c.frame(0x88, payload)
+			if head, payload := c.read(); head != 0 || payload != io.EOF.Error() {
+				c.t.Errorf("after the close frame %#x %q", head, payload)
+			}
+			c.conn.Close()
+		}
+		return
+	}
+}
+
+// A chatProcess is the chat as a program of its own.
+type chatProcess struct {
+	*exec.Cmd
+	addr string
+}
+
+func process(dir, addr string) *exec.Cmd {
+	cmd := exec.Command(must(os.Executable()), "-addr", addr)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "BE_THE_CHAT=1")
+	return cmd
+}
+
+func startProcess(t *testing.T, dir string) *chatProcess {
+	cmd := process(dir, "127.0.0.1:0")
+	stderr := must(cmd.StderrPipe())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	in := bufio.NewReader(stderr)
+	line, _ := in.ReadString('\n')
+	_, addr, ok := strings.Cut(strings.TrimSpace(line), "listening on http://")
+	if !ok {
+		t.Fatalf("its first line is %q", line)
+	}
+	go io.Copy(io.Discard, in)
+	return &chatProcess{cmd, addr}
+}
+
+// A logger passes on what is logged; a nil one fails the test program.
+type logger chan string
+
+func (l logger) Write(p []byte) (int, error) {
+	if l == nil {
+		panic(string(p))
+	}
+	l <- string(p)
+	return len(p), nil
+}
+
+// endless reads as its text, then as x for ever.
+type endless string
+
+func (e endless) Read(p []byte) (int, error) {
+	return copy(p, string(e)+strings.Repeat("x", len(p))), nil
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func eventually(t *testing.T, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !condition(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("never came true")
+		}
+	}
+}
