@@ -41,9 +41,8 @@ type Hub struct {
 
 	mu      sync.Mutex         // guards what follows and the lower half of each Socket; never held while reading or writing
 	changed sync.Cond          // on mu: a full queue has room, a writer has ended, a socket has gone
-	sockets map[string]*Socket // by ID, from the connect message until the end
+	sockets map[string]*Socket // by ID, from the handshake until the connection is closed
 	slow    map[*Socket]bool   // whose queue the last events made too long
-	live    int                // handshakes and sockets; Close waits until there are none
 	closed  bool
 }
 
@@ -91,7 +90,7 @@ func (h *Hub) Close() {
 	for _, s := range h.sockets {
 		s.end(&closeError{1001, "server shutting down"})
 	}
-	for h.live > 0 {
+	for len(h.sockets) > 0 {
 		h.changed.Wait()
 	}
 }
@@ -177,18 +176,10 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	h.count(+1)
-	defer h.count(-1)
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string]Handler{}}
+	defer h.remove(s)
 	noProtocol := func(c *websocket.Config, _ *http.Request) error { c.Protocol = nil; return nil }
 	websocket.Server{Handshake: noProtocol, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
-}
-
-func (h *Hub) count(n int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.live += n
-	h.changed.Broadcast()
 }
 
 // serve is the socket's reader, from the handshake to the end. A handler's
@@ -197,23 +188,33 @@ func (s *Socket) serve(ws *websocket.Conn) {
 	end := &closeError{1011, "a handler panicked"}
 	defer func() { s.leave(end) }()
 	s.ws = ws
-	s.join()
+	go s.write()
 	if connection := s.hub.handlers["connection"]; connection != nil {
 		connection(s)
 	}
 	end = s.read()
 }
 
-// join makes the socket one of the group. Its connect message goes first.
-func (s *Socket) join() {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
+// add makes a socket one of the group, before its handshake is answered, so that
+// Close misses none. What is queued, the connect message first, waits for that.
+func (h *Hub) add(s *Socket) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sockets[s.ID] = s
 	hello, _ := message("connect", map[string]string{"id": s.ID})
+	s.writing, s.began = true, time.Now()
 	s.push(hello)
-	s.hub.sockets[s.ID] = s
-	if s.hub.closed {
+	if h.closed {
 		s.end(&closeError{1001, "server shutting down"})
 	}
+}
+
+func (h *Hub) remove(s *Socket) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sockets, s.ID)
+	delete(h.slow, s)
+	h.changed.Broadcast()
 }
 
 // A closeError ends a connection, for a reason and with a close code of RFC
@@ -253,10 +254,10 @@ func (s *Socket) route(text []byte) error {
 	if json.Unmarshal(message["event"], &event) != nil || event == "" {
 		return errors.New(`a message should name its "event"`)
 	}
-	handle := s.handlers[event]
 	if event == "connect" || event == "disconnect" || event == "error" {
 		return fmt.Errorf("event %q is the server's own", event)
 	}
+	handle := s.handlers[event]
 	if handle == nil {
 		return fmt.Errorf("event %.40q is not known here", event)
 	}
@@ -324,6 +325,7 @@ func (s *Socket) control(f frame) error {
 	if _, err := io.ReadFull(f.payload, payload); err != nil {
 		return err
 	}
+	var code uint16
 	switch {
 	case f.opcode == websocket.PingFrame:
 		s.send(encode(websocket.PongFrame, payload))
@@ -332,14 +334,14 @@ func (s *Socket) control(f frame) error {
 		return nil
 	case len(payload) == 0:
 		return &closeError{1005, "client disconnect"}
-	case len(payload) == 1:
-		return &closeError{1002, "half a close code"}
+	case len(payload) > 1:
+		code = binary.BigEndian.Uint16(payload)
+	}
+	switch { // section 7.4
+	case code < 1000, code > 1003 && code < 1007, code > 1014 && code < 3000, code > 4999:
+		return &closeError{1002, "a close code that may not be sent"}
 	case !utf8.Valid(payload[2:]):
 		return &closeError{1007, "a close reason that is not UTF-8"}
-	}
-	code := binary.BigEndian.Uint16(payload)
-	if code < 1000 || code > 1003 && code < 1007 || code > 1014 && code < 3000 || code > 4999 {
-		return &closeError{1002, "a close code that may not be sent"}
 	}
 	return &closeError{code, "client disconnect"}
 }
@@ -356,28 +358,21 @@ type frame struct {
 // pass. The payload of the frame before must have been read.
 func (s *Socket) nextFrame() (f frame, err error) {
 	head, err := s.in.Peek(2)
+	if err == nil && head[1] == 0xff { // eight bytes of length follow; x/net would clear their top bit
+		head, err = s.in.Peek(3)
+	}
 	if err != nil {
 		return f, err
 	}
 	f.fin, f.opcode = head[0]&0x80 != 0, head[0]&0x0f
-	masked, length, control := head[1]&0x80 != 0, head[1]&0x7f, f.opcode >= websocket.CloseFrame
+	masked, control := head[1]&0x80 != 0, f.opcode >= websocket.CloseFrame
 	switch {
-	case head[0]&0x70 != 0:
-		return f, &closeError{1002, "reserved bits set"}
-	case f.opcode > websocket.PongFrame, f.opcode > websocket.BinaryFrame && !control:
-		return f, &closeError{1002, "a reserved opcode"}
 	case !masked:
-		return f, &closeError{1002, "a frame that is not masked"}
-	case control && (!f.fin || length > 125):
+		return f, &closeError{1002, "a frame without a mask"}
+	case control && (!f.fin || head[1]&0x7f > 125):
 		return f, &closeError{1002, "a control frame in fragments, or too long"}
-	}
-	if length == 127 { // eight bytes follow, of which x/net would clear the top bit
-		if head, err = s.in.Peek(3); err != nil {
-			return f, err
-		}
-		if head[2]&0x80 != 0 {
-			return f, &closeError{1002, "a length with its top bit set"}
-		}
+	case head[0]&0x70 != 0, f.opcode > websocket.BinaryFrame && !control, f.opcode > websocket.PongFrame, len(head) > 2 && head[2]&0x80 != 0:
+		return f, &closeError{1002, "a reserved bit or opcode"}
 	}
 	in, err := s.ws.NewFrameReader()
 	if err != nil {
@@ -499,13 +494,12 @@ func (s *Socket) end(end *closeError) {
 	s.hub.changed.Broadcast()
 }
 
-// leave takes the socket out of the group, tells the application, and returns
+// leave ends the socket, tells the application, and returns
 // when the connection can be closed: closed with input unread, TCP would throw
 // away what is still on its way to the client.
 func (s *Socket) leave(end *closeError) {
 	s.hub.mu.Lock()
 	s.end(end)
-	delete(s.hub.sockets, s.ID)
 	s.hub.mu.Unlock()
 	defer func() {
 		defer time.AfterFunc(shakeWait, func() { s.conn.Close() }).Stop()
@@ -542,6 +536,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	early, _ := rw.Peek(rw.Reader.Buffered()) // what came right behind the handshake
 	h.conn = conn
 	h.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), h))
+	h.hub.add(h.Socket)
 	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(conn, 256)), nil
 }
 
