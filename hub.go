@@ -73,9 +73,9 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 		s.waitForRoom()
 		delete(h.slow, s)
 	}
-	for _, s := range h.sockets { // without a pause, so that all queues get it at the same place
+	for _, s := range h.sockets {
 		if s != except {
-			s.push(f)
+			s.push(f) // to all under one lock: in one order for all
 		}
 	}
 	return nil
@@ -254,8 +254,9 @@ func (s *Socket) route(text []byte) error {
 	if json.Unmarshal(message["event"], &event) != nil || event == "" {
 		return errors.New(`a message should name its "event"`)
 	}
-	if event == "connect" || event == "disconnect" || event == "error" {
-		return fmt.Errorf("event %q is the server's own", event)
+	switch event {
+	case "connect", "disconnect", "error":
+		return fmt.Errorf("event %q is for the server to send", event)
 	}
 	handle := s.handlers[event]
 	if handle == nil {
