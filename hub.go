@@ -366,9 +366,9 @@ func (s *Socket) nextFrame() (f frame, err error) {
 		return f, err
 	}
 	f.fin, f.opcode = head[0]&0x80 != 0, head[0]&0x0f
-	masked, control := head[1]&0x80 != 0, f.opcode >= websocket.CloseFrame
+	control := f.opcode >= websocket.CloseFrame
 	switch {
-	case !masked:
+	case head[1]&0x80 == 0:
 		return f, &closeError{1002, "a frame without a mask"}
 	case control && (!f.fin || head[1]&0x7f > 125):
 		return f, &closeError{1002, "a control frame in fragments, or too long"}
