@@ -25,7 +25,10 @@ broadcast.addEventListener("click", () => say("broadcast"));
 socket.on("grpchat", (text) => add(messages, text));
 socket.on("error", (words) => { notice.textContent = words; });
 
-socket.on("connect", () => show("connected", `connected as ${socket.id}`));
+socket.on("connect", () => {
+  show("connected", `connected as ${socket.id}`);
+  notice.textContent = "";
+});
 socket.on("disconnect", (reason) => {
   if (reason === "transport close") show("reconnecting", "reconnecting …");
   else show("disconnected", "disconnected");
@@ -54,15 +57,27 @@ function trace(arrow) {
   };
 }
 socket.onAny(trace("↓")).onAnyOutgoing(trace("↑"));
-wire.closest("details").addEventListener("toggle", () => wire.lastElementChild?.scrollIntoView());
 
-// As text, never as HTML: or else what one says would run in everybody's page.
-// The list follows, unless the reader has scrolled up.
 function add(list, text) {
-  const box = list.parentElement;
-  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
   const item = document.createElement("li");
+  // As text, never as HTML: what one says would run in everybody's page.
   item.textContent = text;
   list.append(item);
-  if (atEnd) box.scrollTop = box.scrollHeight;
+  list.showEnd();
+}
+
+// A list shows its end, also when its box becomes smaller, unless the reader
+// has scrolled up.
+for (const list of [messages, wire]) {
+  const box = list.parentElement;
+  let height = 0;
+  let atEnd = true;
+  list.showEnd = () => { if (atEnd) box.scrollTop = box.scrollHeight; };
+  box.addEventListener("scroll", () => {
+    if (box.clientHeight === height) atEnd = box.scrollHeight - box.scrollTop - height < 40;
+  });
+  new ResizeObserver(() => {
+    height = box.clientHeight;
+    list.showEnd();
+  }).observe(box);
 }

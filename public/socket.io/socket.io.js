@@ -76,7 +76,8 @@ class Socket {
     }
     this.#run(Socket.#incoming, event, data);
     this.#flush();
-    this.#run(event, data);
+    // Here or gone is for this side to tell, and to say to who is still here.
+    if (this.connected && event !== "disconnect") this.#run(event, data);
   }
 
   #flush() {
