@@ -25,22 +25,22 @@ import (
 
 const (
 	maxMessage = 64 << 10               // bytes of a client's message: a long letter, yet little to hold for everybody at once
-	maxQueue   = 2 << 20                // bytes waiting for a client before senders wait too: a second of very busy talk
-	maxBatch   = 256 << 10              // bytes that a client is given the following times to take:
-	patience   = 900 * time.Millisecond // while senders wait for it, who may be kept for 2 s
-	stalled    = 20 * time.Second       // while nobody does: a train in a tunnel
-	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it hides megabytes
+	maxQueue   = 2 << 20                // bytes that may wait for a client; then senders wait too. A second of very busy talk
+	maxBatch   = 256 << 10              // bytes that the writer hands over at once, and the client has to take in time:
+	patience   = 900 * time.Millisecond // the time while senders wait, who may be kept 2 s: one batch begun before, or two
+	stalled    = 20 * time.Second       // the time while nobody waits: a train in a tunnel
+	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it would hide megabytes
 	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Proxies cut after 30 s
-	shakeWait  = 3 * time.Second        // for either handshake: to take our answer; to take what is queued and close. Stopping may take 5 s
+	shakeWait  = 3 * time.Second        // for a handshake: to take its answer, or to take what is queued and close. Stopping has 5 s
 )
 
 // A Hub is the tutorial's io: the group of all sockets. As an http.Handler it
 // takes WebSocket handshakes.
 type Hub struct {
-	handlers map[string]func(*Socket) // set before serving, only read after
+	connection func(*Socket) // set before serving, only read after
 
-	mu      sync.Mutex         // guards what follows and the lower half of each Socket; never held while reading or writing
-	changed sync.Cond          // on mu: a full queue has room, a writer has ended, a socket has gone
+	mu      sync.Mutex         // guards what follows, and in each Socket what says so; never held while reading or writing
+	changed sync.Cond          // on mu: a full queue has space, a writer has ended, a socket has gone
 	sockets map[string]*Socket // by ID, from the handshake until the connection is closed
 	slow    map[*Socket]bool   // whose queue the last events made too long
 	closed  bool
@@ -48,14 +48,19 @@ type Hub struct {
 
 // NewHub returns a hub without sockets.
 func NewHub() *Hub {
-	h := &Hub{handlers: map[string]func(*Socket){}, sockets: map[string]*Socket{}, slow: map[*Socket]bool{}}
+	h := &Hub{connection: func(*Socket) {}, sockets: map[string]*Socket{}, slow: map[*Socket]bool{}}
 	h.changed.L = &h.mu
 	return h
 }
 
 // On sets the handler of "connection", the hub's one event: it runs for each
 // new socket, before the socket's other handlers. Call On before serving.
-func (h *Hub) On(event string, handle func(*Socket)) { h.handlers[event] = handle }
+func (h *Hub) On(event string, handle func(*Socket)) {
+	if event != "connection" {
+		panic("a hub has no event " + event)
+	}
+	h.connection = handle
+}
 
 // Emit sends an event to every socket; all see all events in one order. It
 // waits for clients that are slow to take theirs, within limits: who is slower
@@ -69,8 +74,8 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for s := range h.slow {
-		s.waitForRoom()
+	for s := range h.slow { // now, for waiting lets go of the lock
+		s.waitForSpace()
 		delete(h.slow, s)
 	}
 	for _, s := range h.sockets {
@@ -82,7 +87,8 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 }
 
 // Close ends every socket with close code 1001 after what is queued for it. It
-// returns when all are gone: after shakeWait, unless a handler hangs.
+// returns when all are gone: after shakeWait, unless a handler hangs. Do not
+// call it in a handler.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -100,27 +106,29 @@ type Socket struct {
 	ID string // unguessable and unique; the client knows itself by the same
 
 	hub      *Hub
-	conn     net.Conn                   // read by the reader, written by the writer
+	conn     net.Conn                   // read by the reader, written by the writer; any may set its deadlines
 	in       *bufio.Reader              // the reader's, on conn
 	ws       *websocket.Conn            // the reader's, on in; takes frames apart
-	handlers map[string]Handler         // the reader's
+	handlers map[string][]Handler       // the reader's
 	ending   atomic.Pointer[closeError] // set once, under hub.mu: nothing is queued or handled any more
 
 	// Guarded by hub.mu.
 	queue   net.Buffers // frames that wait for the writer, shared with other sockets
 	size    int         // their bytes
-	writing bool        // there is a writer,
-	began   time.Time   // at its batch since then
+	writing bool        // a writer runs
+	began   time.Time   // when the writer took its batch
 }
 
 // A Handler takes an event's data, nil if the client left it out. The client
 // gets the words of its error as an "error" event.
 type Handler func(data json.RawMessage) error
 
-// On sets the handler of an event, or of "disconnect", which runs once with the
+// On adds a handler of an event, or of "disconnect", which comes once with the
 // reason. The handlers of a socket run one at a time, in the order the client
 // sent. Call On in a handler of the connection or the socket, nowhere else.
-func (s *Socket) On(event string, handle Handler) { s.handlers[event] = handle }
+func (s *Socket) On(event string, handle Handler) {
+	s.handlers[event] = append(s.handlers[event], handle)
+}
 
 // Emit sends an event to this client alone, like Hub.Emit.
 func (s *Socket) Emit(event string, data any) error {
@@ -143,8 +151,8 @@ func (s *Socket) Disconnect() {
 }
 
 // Decode makes a Handler of a function that takes the data as a Go type, and
-// refuses data of another shape. A struct's fields must all be there, under
-// their json tags: encoding/json by itself takes null for anything.
+// refuses data of another shape. Each field of a struct needs a plain json tag
+// and has to be there: encoding/json by itself takes null for anything.
 func Decode[T any](handle func(T) error) Handler {
 	return func(data json.RawMessage) error {
 		var v T
@@ -176,8 +184,9 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string]Handler{}}
+	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}}
 	defer h.remove(s)
+	// By itself x/net would agree to any subprotocol, and refuse two.
 	noProtocol := func(c *websocket.Config, _ *http.Request) error { c.Protocol = nil; return nil }
 	websocket.Server{Handshake: noProtocol, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
 }
@@ -185,24 +194,22 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serve is the socket's reader, from the handshake to the end. A handler's
 // panic passes through it on its way to net/http, which logs it.
 func (s *Socket) serve(ws *websocket.Conn) {
-	end := &closeError{1011, "a handler panicked"}
-	defer func() { s.leave(end) }()
+	why := &closeError{1011, "a handler panicked"}
+	defer func() { s.leave(why) }()
 	s.ws = ws
 	go s.write()
-	if connection := s.hub.handlers["connection"]; connection != nil {
-		connection(s)
-	}
-	end = s.read()
+	s.hub.connection(s)
+	why = s.read()
 }
 
-// add makes a socket one of the group, before its handshake is answered, so that
-// Close misses none. What is queued, the connect message first, waits for that.
+// add makes a socket one of the group before its handshake is answered, so that
+// Close misses none.
 func (h *Hub) add(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sockets[s.ID] = s
 	hello, _ := message("connect", map[string]string{"id": s.ID})
-	s.writing, s.began = true, time.Now()
+	s.writing = true // or so push thinks: serve starts the writer, behind the answer
 	s.push(hello)
 	if h.closed {
 		s.end(&closeError{1001, "server shutting down"})
@@ -227,15 +234,16 @@ type closeError struct {
 func (e *closeError) Error() string { return e.reason }
 
 // read handles the client's messages until the connection has to end. Only here
-// is decided what an error means: a closeError is the end, others are answered.
-func (s *Socket) read() (end *closeError) {
+// is decided what an error means: a closeError, which the network's are too, is
+// the end; others are answered.
+func (s *Socket) read() (why *closeError) {
 	for s.ending.Load() == nil {
 		text, err := s.receive()
 		if err == nil {
 			err = s.route(text)
 		}
-		if errors.As(err, &end) {
-			return end
+		if errors.As(err, &why) {
+			return why
 		}
 		if err != nil {
 			s.Emit("error", err.Error())
@@ -258,12 +266,13 @@ func (s *Socket) route(text []byte) error {
 	case "connect", "disconnect", "error":
 		return fmt.Errorf("event %q is for the server to send", event)
 	}
-	handle := s.handlers[event]
-	if handle == nil {
+	if s.handlers[event] == nil {
 		return fmt.Errorf("event %.40q is not known here", event)
 	}
-	if err := handle(message["data"]); err != nil {
-		return fmt.Errorf("event %q: %w", event, err)
+	for _, handle := range s.handlers[event] {
+		if err := handle(message["data"]); err != nil {
+			return fmt.Errorf("event %q: %w", event, err)
+		}
 	}
 	return nil
 }
@@ -293,7 +302,7 @@ func (s *Socket) receive() ([]byte, error) {
 		if kind == 0 {
 			kind = f.opcode
 		}
-		if !tooLong && f.length > maxMessage-len(text) {
+		if !tooLong && f.length > int64(maxMessage-len(text)) {
 			tooLong, text = true, nil
 			s.Emit("error", fmt.Sprintf("a message may have %d bytes at most", maxMessage))
 		}
@@ -301,7 +310,7 @@ func (s *Socket) receive() ([]byte, error) {
 			_, err = io.Copy(io.Discard, f.payload)
 		} else {
 			text = append(text, make([]byte, f.length)...)
-			_, err = io.ReadFull(f.payload, text[len(text)-f.length:])
+			_, err = io.ReadFull(f.payload, text[len(text)-int(f.length):])
 		}
 		if err != nil {
 			return nil, err
@@ -335,7 +344,7 @@ func (s *Socket) control(f frame) error {
 		return nil
 	case len(payload) == 0:
 		return &closeError{1005, "client disconnect"}
-	case len(payload) > 1:
+	case len(payload) > 1: // else the code stays 0, and is refused
 		code = binary.BigEndian.Uint16(payload)
 	}
 	switch { // section 7.4
@@ -351,7 +360,7 @@ func (s *Socket) control(f frame) error {
 type frame struct {
 	fin     bool // the last of its message
 	opcode  byte
-	length  int
+	length  int64
 	payload io.Reader
 }
 
@@ -359,29 +368,33 @@ type frame struct {
 // pass. The payload of the frame before must have been read.
 func (s *Socket) nextFrame() (f frame, err error) {
 	head, err := s.in.Peek(2)
-	if err == nil && head[1] == 0xff { // eight bytes of length follow; x/net would clear their top bit
-		head, err = s.in.Peek(3)
-	}
 	if err != nil {
 		return f, err
 	}
-	f.fin, f.opcode = head[0]&0x80 != 0, head[0]&0x0f
+	f.fin, f.opcode, f.length = head[0]&0x80 != 0, head[0]&0x0f, int64(head[1]&0x7f)
 	control := f.opcode >= websocket.CloseFrame
 	switch {
 	case head[1]&0x80 == 0:
 		return f, &closeError{1002, "a frame without a mask"}
-	case control && (!f.fin || head[1]&0x7f > 125):
+	case control && (!f.fin || f.length > 125):
 		return f, &closeError{1002, "a control frame in fragments, or too long"}
-	case head[0]&0x70 != 0, f.opcode > websocket.BinaryFrame && !control, f.opcode > websocket.PongFrame, len(head) > 2 && head[2]&0x80 != 0:
+	case head[0]&0x70 != 0, f.opcode > websocket.BinaryFrame && !control, f.opcode > websocket.PongFrame:
 		return f, &closeError{1002, "a reserved bit or opcode"}
 	}
-	in, err := s.ws.NewFrameReader()
-	if err != nil {
-		return f, err
+	if f.length > 125 { // it follows, in 2 bytes or in 8
+		if head, err = s.in.Peek([]int{4, 10}[f.length-126]); err != nil {
+			return f, err
+		}
+		f.length = 0
+		for _, b := range head[2:] {
+			f.length = f.length<<8 | int64(b)
+		}
+		if f.length < 0 {
+			return f, &closeError{1002, "a length with its top bit set"}
+		}
 	}
-	n, _ := in.HeaderReader().Read(make([]byte, 14))
-	f.length, f.payload = in.Len()-n, in
-	return f, nil
+	f.payload, err = s.ws.NewFrameReader()
+	return f, err
 }
 
 // message encodes an event, once for all who get it.
@@ -414,13 +427,13 @@ func encode(opcode byte, payload []byte) []byte {
 func (s *Socket) send(f []byte) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	s.waitForRoom()
+	s.waitForSpace()
 	s.push(f)
 }
 
-// waitForRoom waits while the queue is full, and lets its writer know that
-// somebody does. It needs hub.mu, and lets go of it while it waits.
-func (s *Socket) waitForRoom() {
+// waitForSpace waits while the queue is full, and gives the writer's batch only
+// so much time. It needs hub.mu, and lets go of it while it waits.
+func (s *Socket) waitForSpace() {
 	for s.size > maxQueue && s.ending.Load() == nil {
 		s.conn.SetWriteDeadline(s.began.Add(patience))
 		s.hub.changed.Wait()
@@ -449,7 +462,7 @@ func (s *Socket) write() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	for len(s.queue) > 0 {
-		if s.size > maxQueue {
+		if s.size > maxQueue { // senders wait: for space, or to limit the batch's time
 			s.hub.changed.Broadcast()
 		}
 		n, size := 0, 0
@@ -477,32 +490,32 @@ func (s *Socket) write() {
 	}
 }
 
-// end queues the close frame and wakes the reader; the first end counts. It
-// needs hub.mu.
-func (s *Socket) end(end *closeError) {
+// end begins the end, for the first reason given: it queues the close frame, and
+// wakes the reader, which leaves. It needs hub.mu.
+func (s *Socket) end(why *closeError) {
 	if s.ending.Load() != nil {
 		return
 	}
-	switch end.code {
+	switch why.code {
 	case 1006:
 	case 1005:
 		s.push(encode(websocket.CloseFrame, nil))
 	default:
-		s.push(encode(websocket.CloseFrame, binary.BigEndian.AppendUint16(nil, end.code)))
+		s.push(encode(websocket.CloseFrame, binary.BigEndian.AppendUint16(nil, why.code)))
 	}
-	s.ending.Store(end)
+	s.ending.Store(why)
 	s.conn.SetReadDeadline(time.Now())
 	s.hub.changed.Broadcast()
 }
 
-// leave ends the socket, tells the application, and returns
-// when the connection can be closed: closed with input unread, TCP would throw
-// away what is still on its way to the client.
-func (s *Socket) leave(end *closeError) {
+// leave tells the application, and returns when the connection can be closed:
+// the client has taken what was queued, and closed its side. With input unread,
+// TCP would throw away what is still on its way.
+func (s *Socket) leave(why *closeError) {
 	s.hub.mu.Lock()
-	s.end(end)
+	s.end(why)
 	s.hub.mu.Unlock()
-	defer func() {
+	defer func() { // also if a handler panics
 		defer time.AfterFunc(shakeWait, func() { s.conn.Close() }).Stop()
 		s.conn.SetReadDeadline(time.Time{})
 		io.Copy(io.Discard, s.conn)
@@ -512,9 +525,9 @@ func (s *Socket) leave(end *closeError) {
 			s.hub.changed.Wait()
 		}
 	}()
-	if disconnect := s.handlers["disconnect"]; disconnect != nil {
-		reason, _ := json.Marshal(s.ending.Load().reason)
-		disconnect(reason)
+	reason, _ := json.Marshal(s.ending.Load().reason)
+	for _, disconnect := range s.handlers["disconnect"] {
+		disconnect(reason) // nobody is left to tell its error to
 	}
 }
 
@@ -525,6 +538,7 @@ type hijacker struct {
 	*Socket
 }
 
+// Hijack is called by x/net before it answers the handshake.
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	if err != nil {
@@ -538,7 +552,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h.conn = conn
 	h.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), h))
 	h.hub.add(h.Socket)
-	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(conn, 256)), nil
+	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(conn, 256)), nil // big enough for the answer
 }
 
 // Read waits for the client. When it has been silent for a while it is pinged,
@@ -546,8 +560,8 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func (h hijacker) Read(p []byte) (int, error) {
 	for range 2 {
 		h.conn.SetReadDeadline(time.Now().Add(heartbeat))
-		if end := h.ending.Load(); end != nil {
-			return 0, end
+		if why := h.ending.Load(); why != nil {
+			return 0, why
 		}
 		n, err := h.conn.Read(p)
 		if err == nil {

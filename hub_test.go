@@ -446,7 +446,7 @@ func TestASlowReaderIsDroppedAndAQuickOneKept(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				gone := make(chan string, 3)
 				hub := newChat()
-				chat := hub.handlers["connection"]
+				chat := hub.connection
 				hub.On("connection", func(socket *Socket) {
 					chat(socket)
 					socket.On("disconnect", Decode(func(reason string) error { gone <- reason; return nil }))
@@ -801,10 +801,10 @@ func FuzzRoute(f *testing.F) {
 	f.Add(`[{"event":5}]`)
 	f.Fuzz(func(t *testing.T, text string) {
 		var got *string
-		s := &Socket{handlers: map[string]Handler{"chat": Decode(func(chatdata ChatData) error {
+		s := &Socket{handlers: map[string][]Handler{"chat": {Decode(func(chatdata ChatData) error {
 			got = &chatdata.Data
 			return nil
-		})}}
+		})}}}
 		if err := s.route([]byte(text)); (err == nil) != (got != nil) || err != nil && err.Error() == "" {
 			t.Errorf("%q: handled %v, error %v", text, got, err)
 		}
@@ -999,8 +999,7 @@ func (c *client) next() string {
 		case 0x89, 0x8a:
 			continue
 		}
-		c.t.Errorf("got frame %#x %q, want a message", head, payload)
-		runtime.Goexit()
+		c.t.Fatalf("got frame %#x %q, want a message", head, payload)
 	}
 }
 
