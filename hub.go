@@ -102,6 +102,18 @@ func (h *Hub) Close() {
 }
 
 // A Socket is the server's end of one client's connection.
+//
+//	client a ── frames ──▶ a's reader: receive, route ──▶ handler
+//	                                                         │ io.Emit
+//	             one lock: the same bytes to all, at once    ▼
+//	                  ┌───────────────┬──────────────────────┐
+//	               a.queue         b.queue                c.queue
+//	                  │ a's writer    │ b's writer           │ c's writer
+//	                  ▼               ▼                      ▼
+//	              client a        client b               client c
+//
+// It ends in one way, whoever begins: end queues the close frame, the writer
+// empties the queue, and the reader leaves.
 type Socket struct {
 	ID string // unguessable and unique; the client knows itself by the same
 
@@ -209,7 +221,7 @@ func (h *Hub) add(s *Socket) {
 	defer h.mu.Unlock()
 	h.sockets[s.ID] = s
 	hello, _ := message("connect", map[string]string{"id": s.ID})
-	s.writing = true // or so push thinks: serve starts the writer, behind the answer
+	s.writing, s.began = true, time.Now() // or so push thinks: serve starts the writer, behind the answer
 	s.push(hello)
 	if h.closed {
 		s.end(&closeError{1001, "server shutting down"})
