@@ -27,11 +27,11 @@ const (
 	maxMessage = 64 << 10               // bytes of a client's message: a long letter, yet little to hold for everybody at once
 	maxQueue   = 2 << 20                // bytes that may wait for a client; then senders wait too. A second of very busy talk
 	maxBatch   = 256 << 10              // bytes that the writer hands over at once, and the client has to take in time:
-	patience   = 900 * time.Millisecond // the time while senders wait, who may be kept 2 s: one batch begun before, or two
+	patience   = 900 * time.Millisecond // the time once senders wait, who may be kept for 2 s
 	stalled    = 20 * time.Second       // the time while nobody waits: a train in a tunnel
 	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it would hide megabytes
-	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Proxies cut after 30 s
-	shakeWait  = 3 * time.Second        // for a handshake: to take its answer, or to take what is queued and close. Stopping has 5 s
+	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Some proxies cut after 30 s
+	shakeWait  = 3 * time.Second        // for a handshake: to take its answer, or to take what is queued and close. To stop, the whole program has 5 s
 )
 
 // A Hub is the tutorial's io: the group of all sockets. As an http.Handler it
@@ -74,7 +74,7 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for s := range h.slow { // now, for waiting lets go of the lock
+	for s := range h.slow { // before the first push: waiting lets go of the lock
 		s.waitForSpace()
 		delete(h.slow, s)
 	}
@@ -198,7 +198,8 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}}
 	defer h.remove(s)
-	// By itself x/net would agree to any subprotocol, and refuse two.
+	// By itself x/net would agree to any subprotocol, refuse two, and refuse
+	// clients without an Origin.
 	noProtocol := func(c *websocket.Config, _ *http.Request) error { c.Protocol = nil; return nil }
 	websocket.Server{Handshake: noProtocol, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
 }
@@ -221,7 +222,7 @@ func (h *Hub) add(s *Socket) {
 	defer h.mu.Unlock()
 	h.sockets[s.ID] = s
 	hello, _ := message("connect", map[string]string{"id": s.ID})
-	s.writing, s.began = true, time.Now() // or so push thinks: serve starts the writer, behind the answer
+	s.writing, s.began = true, time.Now() // as far as push knows: serve starts it, behind the handshake's answer
 	s.push(hello)
 	if h.closed {
 		s.end(&closeError{1001, "server shutting down"})
@@ -394,7 +395,11 @@ func (s *Socket) nextFrame() (f frame, err error) {
 		return f, &closeError{1002, "a reserved bit or opcode"}
 	}
 	if f.length > 125 { // it follows, in 2 bytes or in 8
-		if head, err = s.in.Peek([]int{4, 10}[f.length-126]); err != nil {
+		n := 4
+		if f.length == 127 {
+			n = 10
+		}
+		if head, err = s.in.Peek(n); err != nil {
 			return f, err
 		}
 		f.length = 0
@@ -496,7 +501,7 @@ func (s *Socket) write() {
 	s.writing = false
 	if s.ending.Load() != nil {
 		if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
-			c.CloseWrite()
+			c.CloseWrite() // what the client still sends, leave reads
 		}
 		s.hub.changed.Broadcast()
 	}
@@ -571,7 +576,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // and when it still is after as long again, it is gone.
 func (h hijacker) Read(p []byte) (int, error) {
 	for range 2 {
-		h.conn.SetReadDeadline(time.Now().Add(heartbeat))
+		h.conn.SetReadDeadline(time.Now().Add(heartbeat)) // first: an end from now on sets its own
 		if why := h.ending.Load(); why != nil {
 			return 0, why
 		}

@@ -31,7 +31,7 @@ socket.on("connect", () => {
 });
 socket.on("disconnect", (reason) => {
   if (reason === "transport close") show("reconnecting", "reconnecting …");
-  else show("disconnected", "disconnected");
+  else show("disconnected", "disconnected"); // one of the two ends meant it
 });
 disconnect.addEventListener("click", () => {
   if (state.dataset.is === "disconnected") {

@@ -75,8 +75,8 @@ class Socket {
       this.#failures = 0;
     }
     this.#run(Socket.#incoming, event, data);
-    this.#flush();
-    // Here or gone is for this side to tell, and to say to who is still here.
+    this.#flush(); // before a connect handler emits more
+    // "disconnect" is for #drop to tell, and a handler may just have left.
     if (this.connected && event !== "disconnect") this.#run(event, data);
   }
 
