@@ -26,6 +26,8 @@ import (
 const (
 	maxMessage = 64 << 10               // bytes of a client's message: a long letter, yet little to hold for everybody at once
 	maxQueue   = 2 << 20                // bytes that may wait for a client; then senders wait too. A second of very busy talk
+	maxOwn     = maxQueue / 4           // bytes that may wait before its own answers do, so that nobody waits for those
+	frameCost  = 64                     // bytes that a waiting frame counts for beside its own
 	maxBatch   = 256 << 10              // bytes that the writer hands over at once, and the client has to take in time:
 	patience   = 900 * time.Millisecond // the time once senders wait, who may be kept for 2 s
 	stalled    = 20 * time.Second       // the time while nobody waits: a train in a tunnel
@@ -42,7 +44,7 @@ type Hub struct {
 	mu      sync.Mutex         // guards what follows, and in each Socket what says so; never held while reading or writing
 	changed sync.Cond          // on mu: a full queue has space, a writer has ended, a socket has gone
 	sockets map[string]*Socket // by ID, from the handshake until the connection is closed
-	slow    map[*Socket]bool   // whose queue the last events made too long
+	slow    map[*Socket]bool   // whose queue the last events made longer than maxQueue
 	closed  bool
 }
 
@@ -75,12 +77,18 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.slow { // before the first push: waiting lets go of the lock
-		s.waitForSpace()
+		for s.size > maxQueue && s.ending.Load() == nil {
+			s.conn.SetWriteDeadline(s.began.Add(patience))
+			h.changed.Wait()
+		}
 		delete(h.slow, s)
 	}
 	for _, s := range h.sockets {
 		if s != except {
 			s.push(f) // to all under one lock: in one order for all
+		}
+		if s.size > maxQueue {
+			h.slow[s] = true
 		}
 	}
 	return nil
@@ -95,6 +103,7 @@ func (h *Hub) Close() {
 	h.closed = true
 	for _, s := range h.sockets {
 		s.end(&closeError{1001, "server shutting down"})
+		defer time.AfterFunc(shakeWait, func() { s.conn.Close() }).Stop()
 	}
 	for len(h.sockets) > 0 {
 		h.changed.Wait()
@@ -126,9 +135,10 @@ type Socket struct {
 
 	// Guarded by hub.mu.
 	queue   net.Buffers // frames that wait for the writer, shared with other sockets
-	size    int         // their bytes
+	size    int         // what they count for
 	writing bool        // a writer runs
 	began   time.Time   // when the writer took its batch
+	leaving bool        // the reader only waits for the client to close
 }
 
 // A Handler takes an event's data, nil if the client left it out. The client
@@ -142,7 +152,8 @@ func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client alone, like Hub.Emit.
+// Emit sends an event to this client alone, and waits for it alone. It fails
+// like Hub.Emit.
 func (s *Socket) Emit(event string, data any) error {
 	f, err := message(event, data)
 	if err == nil {
@@ -164,18 +175,17 @@ func (s *Socket) Disconnect() {
 
 // Decode makes a Handler of a function that takes the data as a Go type, and
 // refuses data of another shape. Each field of a struct needs a plain json tag
-// and has to be there: encoding/json by itself takes null for anything.
+// and has to be there: encoding/json by itself takes null for anything, and a
+// name in any letter case.
 func Decode[T any](handle func(T) error) Handler {
 	return func(data json.RawMessage) error {
 		var v T
 		fits := json.Unmarshal(data, &v) == nil && string(data) != "null"
-		if t := reflect.ValueOf(v); fits && t.Kind() == reflect.Struct {
-			for field, value := range t.Fields() {
-				if value.IsZero() { // given as such, or not given
-					var given map[string]*json.RawMessage
-					json.Unmarshal(data, &given)
-					fits = fits && given[field.Tag.Get("json")] != nil
-				}
+		if t := reflect.TypeFor[T](); fits && t.Kind() == reflect.Struct {
+			var given map[string]*json.RawMessage
+			json.Unmarshal(data, &given)
+			for field := range t.Fields() {
+				fits = fits && given[field.Tag.Get("json")] != nil
 			}
 		}
 		if !fits {
@@ -232,6 +242,7 @@ func (h *Hub) add(s *Socket) {
 func (h *Hub) remove(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	s.ending.CompareAndSwap(nil, &closeError{1006, "handshake failed"}) // nobody waits for it now
 	delete(h.sockets, s.ID)
 	delete(h.slow, s)
 	h.changed.Broadcast()
@@ -440,21 +451,15 @@ func encode(opcode byte, payload []byte) []byte {
 	return append(f, payload...)
 }
 
-// send queues a frame for this client alone.
+// send queues a frame for this client alone, when there is space. As nobody else
+// waits for that, the client is given all the time there is.
 func (s *Socket) send(f []byte) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	s.waitForSpace()
-	s.push(f)
-}
-
-// waitForSpace waits while the queue is full, and gives the writer's batch only
-// so much time. It needs hub.mu, and lets go of it while it waits.
-func (s *Socket) waitForSpace() {
-	for s.size > maxQueue && s.ending.Load() == nil {
-		s.conn.SetWriteDeadline(s.began.Add(patience))
+	for s.size > maxOwn && s.ending.Load() == nil {
 		s.hub.changed.Wait()
 	}
+	s.push(f)
 }
 
 // push queues a frame, and starts a writer if there is none. It needs hub.mu.
@@ -463,13 +468,10 @@ func (s *Socket) push(f []byte) {
 		return
 	}
 	s.queue = append(s.queue, f)
-	s.size += len(f)
+	s.size += len(f) + frameCost
 	if !s.writing {
 		s.writing, s.began = true, time.Now()
 		go s.write()
-	}
-	if s.size > maxQueue {
-		s.hub.slow[s] = true
 	}
 }
 
@@ -479,12 +481,12 @@ func (s *Socket) write() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	for len(s.queue) > 0 {
-		if s.size > maxQueue { // senders wait: for space, or to limit the batch's time
+		if s.size > maxOwn { // somebody may wait: for space, or to limit the next batch's time
 			s.hub.changed.Broadcast()
 		}
 		n, size := 0, 0
 		for ; n < len(s.queue) && size < maxBatch; n++ {
-			size += len(s.queue[n])
+			size += len(s.queue[n]) + frameCost
 		}
 		batch := s.queue[:n]
 		s.queue, s.size, s.began = s.queue[n:], s.size-size, time.Now()
@@ -501,7 +503,10 @@ func (s *Socket) write() {
 	s.writing = false
 	if s.ending.Load() != nil {
 		if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
-			c.CloseWrite() // what the client still sends, leave reads
+			c.CloseWrite()
+		}
+		if s.leaving {
+			s.conn.SetReadDeadline(time.Now().Add(shakeWait))
 		}
 		s.hub.changed.Broadcast()
 	}
@@ -531,10 +536,13 @@ func (s *Socket) end(why *closeError) {
 func (s *Socket) leave(why *closeError) {
 	s.hub.mu.Lock()
 	s.end(why)
+	s.leaving = true
+	s.conn.SetReadDeadline(time.Now().Add(shakeWait))
+	if s.writing {
+		s.conn.SetReadDeadline(time.Time{}) // until the writer is done
+	}
 	s.hub.mu.Unlock()
 	defer func() { // also if a handler panics
-		defer time.AfterFunc(shakeWait, func() { s.conn.Close() }).Stop()
-		s.conn.SetReadDeadline(time.Time{})
 		io.Copy(io.Discard, s.conn)
 		s.hub.mu.Lock()
 		defer s.hub.mu.Unlock()

@@ -200,10 +200,11 @@ func TestNothingOutsidePublicIsServed(t *testing.T) {
 	os.Mkdir(filepath.Join(dir, "public"), 0o755)
 	os.WriteFile(filepath.Join(dir, "public", "index.html"), []byte("the page"), 0o644)
 	os.WriteFile(filepath.Join(dir, "secret"), []byte("the secret"), 0o644)
+	os.Mkdir(filepath.Join(dir, "public", "folder"), 0o755)
 	os.Symlink("../secret", filepath.Join(dir, "public", "link"))
 	os.Symlink("..", filepath.Join(dir, "public", "up"))
 	chat := startProcess(t, dir)
-	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up/", "//secret"} {
+	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up/", "//secret", "/folder/"} {
 		conn := must(net.Dial("tcp", chat.addr))
 		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
 		if body := must(io.ReadAll(conn)); bytes.Contains(body, []byte("secret")) || bytes.HasPrefix(body, []byte("HTTP/1.1 200")) {
@@ -267,6 +268,8 @@ func TestBadMessagesAreAnsweredAndHarmNobody(t *testing.T) {
 		{"data empty", masked(0x81, `{"event":"chat","data":{}}`), "chat"},
 		{"data of null", masked(0x81, `{"event":"chat","data":{"data":null}}`), "chat"},
 		{"data of a number", masked(0x81, `{"event":"broadcast","data":{"data":5}}`), "broadcast"},
+		{"data of another letter case", masked(0x81, `{"event":"chat","data":{"DATA":"x"}}`), "chat"},
+		{"data given and taken back", masked(0x81, `{"event":"chat","data":{"data":"x","data":null}}`), "chat"},
 		{"data a string", masked(0x81, `{"event":"chat","data":"x"}`), "chat"},
 		{"data an array", masked(0x81, `{"event":"chat","data":[{"data":"x"}]}`), "chat"},
 		{"binary", masked(0x82, `{"event":"chat","data":{"data":"x"}}`), "binary"},
@@ -434,6 +437,44 @@ func TestStuckClientsAreDroppedAndOthersWaitOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAClientThatReadsNoAnswersHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	for _, frame := range []string{masked(0x89, ""), masked(0x81, "garbage")} {
+		synctest.Test(t, func(t *testing.T) {
+			hub := newChat()
+			listener := startPipes(t, hub)
+			rude, a := listener.client(t), listener.client(t)
+			defer rude.conn.Close()
+			go rude.write([]byte(strings.Repeat(frame, 100_000)))
+			time.Sleep(time.Second) // until it is stuck
+			began := time.Now()
+			a.say(`{"event":"chat","data":{"data":"hello"}}`)
+			a.hears("grpchat", `"hello"`)
+			hub.mu.Lock()
+			defer hub.mu.Unlock()
+			if took := time.Since(began); took > 0 || hub.sockets[rude.id].size > maxOwn+1000 {
+				t.Errorf("heard after %v, with %d bytes queued", took, hub.sockets[rude.id].size)
+			}
+		})
+	}
+}
+
+func TestAHandshakeThatFailsHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listener := startPipes(t, newChat())
+		reader, talker := listener.client(t), listener.client(t)
+		go talker.drain()
+		conn := listener.dial()
+		defer conn.Close()
+		io.WriteString(conn, handshake) // and do not take the answer
+		synctest.Wait()
+		go talker.chatter(2*maxQueue, 20_000)
+		for got := 0; got < 2*maxQueue; {
+			got += len(reader.next())
+		}
+	})
 }
 
 func TestASlowReaderIsDroppedAndAQuickOneKept(t *testing.T) {

@@ -99,6 +99,10 @@ func newServer(io *Hub, public fs.FS) *http.Server {
 				io.ServeHTTP(w, r)
 				return
 			}
+			if r.URL.Path != "/" && strings.HasSuffix(r.URL.Path, "/") {
+				http.NotFound(w, r) // no lists of folders
+				return
+			}
 			w.Header().Set("Cache-Control", "no-cache") // who edits the page sees it on reload
 			files.ServeHTTP(w, r)
 		}),
@@ -106,6 +110,5 @@ func newServer(io *Hub, public fs.FS) *http.Server {
 		// A socket, once it is one, has its own limits.
 		ReadTimeout:  5 * time.Second,
 		WriteTimeout: 4 * time.Second,
-		IdleTimeout:  time.Minute,
 	}
 }
