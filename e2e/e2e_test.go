@@ -355,7 +355,7 @@ func TestAKilledServerIsFoundAgainAndGetsWhatWasTypedMeanwhile(t *testing.T) {
 	a.says("one")
 	a.says("two")
 	a.says("three")
-	s = startAt(t, strings.TrimPrefix(s.url, "http://"))
+	startAt(t, strings.TrimPrefix(s.url, "http://"))
 	a.status("connected as")
 	a.says("four")
 	a.shows("one", "two", "three", "four")
