@@ -174,26 +174,31 @@ func (s *Socket) Disconnect() {
 }
 
 // Decode makes a Handler of a function that takes the data as a Go type, and
-// refuses data of another shape. Each field of a struct needs a plain json tag
-// and has to be there: encoding/json by itself takes null for anything, and a
-// name in any letter case.
+// refuses data of another shape. Each field of a struct needs a plain json tag,
+// and has to be there.
 func Decode[T any](handle func(T) error) Handler {
 	return func(data json.RawMessage) error {
 		var v T
-		fits := json.Unmarshal(data, &v) == nil && string(data) != "null"
-		if t := reflect.TypeFor[T](); fits && t.Kind() == reflect.Struct {
-			var given map[string]*json.RawMessage
-			json.Unmarshal(data, &given)
-			for field := range t.Fields() {
-				fits = fits && given[field.Tag.Get("json")] != nil
-			}
-		}
-		if !fits {
+		if !decode(data, reflect.ValueOf(&v).Elem()) {
 			model, _ := json.Marshal(*new(T))
 			return fmt.Errorf("its data should look like %s", model)
 		}
 		return handle(v)
 	}
+}
+
+// decode fills v, or reports that data does not. encoding/json by itself takes
+// null for anything, a field's name in any letter case, and does without it.
+func decode(data []byte, v reflect.Value) bool {
+	if v.Kind() != reflect.Struct {
+		return string(data) != "null" && json.Unmarshal(data, v.Addr().Interface()) == nil
+	}
+	var given map[string]json.RawMessage
+	fits := json.Unmarshal(data, &given) == nil
+	for field, value := range v.Fields() {
+		fits = fits && decode(given[field.Tag.Get("json")], value)
+	}
+	return fits
 }
 
 // ServeHTTP takes a handshake, and returns when its socket is gone.
