@@ -33,7 +33,7 @@ const (
 	stalled    = 20 * time.Second       // the time while nobody waits: a train in a tunnel
 	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it would hide megabytes
 	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Some proxies cut after 30 s
-	shakeWait  = 3 * time.Second        // for a handshake: to take its answer, or to take what is queued and close. To stop, the whole program has 5 s
+	closeWait  = 3 * time.Second        // to take what is queued and close, or the refusal of a handshake. To stop, the whole program has 5 s
 )
 
 // A Hub is the tutorial's io: the group of all sockets. As an http.Handler it
@@ -43,7 +43,7 @@ type Hub struct {
 
 	mu      sync.Mutex         // guards what follows, and in each Socket what says so; never held while reading or writing
 	changed sync.Cond          // on mu: a full queue has space, a writer has ended, a socket has gone
-	sockets map[string]*Socket // by ID, from the handshake until the connection is closed
+	sockets map[string]*Socket // by ID, from the handshake's answer until the connection is closed
 	slow    map[*Socket]bool   // whose queue the last events made longer than maxQueue
 	closed  bool
 }
@@ -95,7 +95,7 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 }
 
 // Close ends every socket with close code 1001 after what is queued for it. It
-// returns when all are gone: after shakeWait, unless a handler hangs. Do not
+// returns when all are gone: after closeWait, unless a handler hangs. Do not
 // call it in a handler.
 func (h *Hub) Close() {
 	h.mu.Lock()
@@ -103,7 +103,7 @@ func (h *Hub) Close() {
 	h.closed = true
 	for _, s := range h.sockets {
 		s.end(&closeError{1001, "server shutting down"})
-		defer time.AfterFunc(shakeWait, func() { s.conn.Close() }).Stop()
+		defer time.AfterFunc(closeWait, func() { s.conn.Close() }).Stop()
 	}
 	for len(h.sockets) > 0 {
 		h.changed.Wait()
@@ -141,9 +141,9 @@ type Socket struct {
 	leaving bool        // the reader only waits for the client to close
 }
 
-// A Handler takes an event's data, nil if the client left it out. The client
-// gets the words of its error as an "error" event.
-type Handler func(data json.RawMessage) error
+// A Handler takes an event's data as encoding/json has it in an any: nil if the
+// client left it out. The client gets the words of its error as an "error" event.
+type Handler func(data any) error
 
 // On adds a handler of an event, or of "disconnect", which comes once with the
 // reason. The handlers of a socket run one at a time, in the order the client
@@ -177,7 +177,7 @@ func (s *Socket) Disconnect() {
 // refuses data of another shape. Each field of a struct needs a plain json tag,
 // and has to be there.
 func Decode[T any](handle func(T) error) Handler {
-	return func(data json.RawMessage) error {
+	return func(data any) error {
 		var v T
 		if !decode(data, reflect.ValueOf(&v).Elem()) {
 			model, _ := json.Marshal(*new(T))
@@ -188,17 +188,21 @@ func Decode[T any](handle func(T) error) Handler {
 }
 
 // decode fills v, or reports that data does not. encoding/json by itself takes
-// null for anything, a field's name in any letter case, and does without it.
-func decode(data []byte, v reflect.Value) bool {
-	if v.Kind() != reflect.Struct {
-		return string(data) != "null" && json.Unmarshal(data, v.Addr().Interface()) == nil
+// null for anything, and for a field's name any letter case, or none at all.
+func decode(data any, v reflect.Value) bool {
+	if v.Kind() == reflect.Struct {
+		object, fits := data.(map[string]any)
+		for field, value := range v.Fields() {
+			fits = fits && decode(object[field.Tag.Get("json")], value)
+		}
+		return fits
 	}
-	var given map[string]json.RawMessage
-	fits := json.Unmarshal(data, &given) == nil
-	for field, value := range v.Fields() {
-		fits = fits && decode(given[field.Tag.Get("json")], value)
+	if text, ok := data.(string); ok && v.Kind() == reflect.String {
+		v.SetString(text)
+		return true
 	}
-	return fits
+	text, _ := json.Marshal(data)
+	return data != nil && json.Unmarshal(text, v.Addr().Interface()) == nil
 }
 
 // ServeHTTP takes a handshake, and returns when its socket is gone.
@@ -225,20 +229,19 @@ func (s *Socket) serve(ws *websocket.Conn) {
 	why := &closeError{1011, "a handler panicked"}
 	defer func() { s.leave(why) }()
 	s.ws = ws
-	go s.write()
 	s.hub.connection(s)
 	why = s.read()
 }
 
-// add makes a socket one of the group before its handshake is answered, so that
-// Close misses none.
-func (h *Hub) add(s *Socket) {
+// add makes a socket one of the group, which begins with the answer to its
+// handshake: one system call takes that and connect.
+func (h *Hub) add(s *Socket, answer []byte) {
+	connect, _ := message("connect", map[string]string{"id": s.ID})
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sockets[s.ID] = s
-	hello, _ := message("connect", map[string]string{"id": s.ID})
-	s.writing, s.began = true, time.Now() // as far as push knows: serve starts it, behind the handshake's answer
-	s.push(hello)
+	s.push(answer)
+	s.push(connect)
 	if h.closed {
 		s.end(&closeError{1001, "server shutting down"})
 	}
@@ -247,7 +250,6 @@ func (h *Hub) add(s *Socket) {
 func (h *Hub) remove(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s.ending.CompareAndSwap(nil, &closeError{1006, "handshake failed"}) // nobody waits for it now
 	delete(h.sockets, s.ID)
 	delete(h.slow, s)
 	h.changed.Broadcast()
@@ -283,12 +285,14 @@ func (s *Socket) read() (why *closeError) {
 
 // route takes a message apart and runs its event's handler.
 func (s *Socket) route(text []byte) error {
-	var message map[string]json.RawMessage
-	if json.Unmarshal(text, &message) != nil {
+	var value any
+	json.Unmarshal(text, &value) // if it fails, there is no object
+	message, ok := value.(map[string]any)
+	if !ok {
 		return errors.New("a message should be a JSON object")
 	}
-	var event string
-	if json.Unmarshal(message["event"], &event) != nil || event == "" {
+	event, _ := message["event"].(string)
+	if event == "" {
 		return errors.New(`a message should name its "event"`)
 	}
 	switch event {
@@ -511,7 +515,7 @@ func (s *Socket) write() {
 			c.CloseWrite()
 		}
 		if s.leaving {
-			s.conn.SetReadDeadline(time.Now().Add(shakeWait))
+			s.conn.SetReadDeadline(time.Now().Add(closeWait))
 		}
 		s.hub.changed.Broadcast()
 	}
@@ -542,7 +546,7 @@ func (s *Socket) leave(why *closeError) {
 	s.hub.mu.Lock()
 	s.end(why)
 	s.leaving = true
-	s.conn.SetReadDeadline(time.Now().Add(shakeWait))
+	s.conn.SetReadDeadline(time.Now().Add(closeWait))
 	if s.writing {
 		s.conn.SetReadDeadline(time.Time{}) // until the writer is done
 	}
@@ -555,20 +559,19 @@ func (s *Socket) leave(why *closeError) {
 			s.hub.changed.Wait()
 		}
 	}()
-	reason, _ := json.Marshal(s.ending.Load().reason)
 	for _, disconnect := range s.handlers["disconnect"] {
-		disconnect(reason) // nobody is left to tell its error to
+		disconnect(s.ending.Load().reason) // nobody is left to tell its error to
 	}
 }
 
 // A hijacker lets x/net/websocket have the connection, but keeps both ends of
-// it: x/net reads through Read, and the writer writes past x/net.
+// it: x/net reads and answers through it, and the writer writes past x/net.
 type hijacker struct {
 	http.ResponseWriter
 	*Socket
 }
 
-// Hijack is called by x/net before it answers the handshake.
+// Hijack is called by x/net before it looks at the handshake.
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	if err != nil {
@@ -577,12 +580,20 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if c, ok := conn.(*net.TCPConn); ok {
 		c.SetWriteBuffer(sendBuffer)
 	}
-	conn.SetWriteDeadline(time.Now().Add(shakeWait))
+	conn.SetWriteDeadline(time.Now().Add(closeWait))
 	early, _ := rw.Peek(rw.Reader.Buffered()) // what came right behind the handshake
 	h.conn = conn
 	h.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), h))
-	h.hub.add(h.Socket)
-	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(conn, 256)), nil // big enough for the answer
+	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(h, 256)), nil // big enough for the answer
+}
+
+// Write is called by x/net once, with its answer to the handshake.
+func (h hijacker) Write(answer []byte) (int, error) {
+	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101")) { // refused
+		return h.conn.Write(answer)
+	}
+	h.hub.add(h.Socket, bytes.Clone(answer))
+	return len(answer), nil
 }
 
 // Read waits for the client. When it has been silent for a while it is pinged,
