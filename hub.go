@@ -479,7 +479,7 @@ func (s *Socket) push(f []byte) {
 	s.queue = append(s.queue, f)
 	s.size += len(f) + frameCost
 	if !s.writing {
-		s.writing, s.began = true, time.Now()
+		s.writing = true
 		go s.write()
 	}
 }
