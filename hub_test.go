@@ -678,6 +678,13 @@ func TestStopDeliversWhatWasQueuedAndClosesWith1001(t *testing.T) {
 	}
 }
 
+func TestWhoConnectsAsTheServerStopsIsClosedWith1001(t *testing.T) {
+	hub := newChat()
+	addr, _ := start(t, hub)
+	hub.Close()
+	dial(t, addr).closes(1001)
+}
+
 func TestASecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	chat := startProcess(t, ".")
