@@ -11,9 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
-	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,11 +27,11 @@ const (
 	maxOwn     = maxQueue / 4           // bytes that may wait before its own answers do, so that nobody waits for those
 	frameCost  = 64                     // bytes that a waiting frame counts for beside its own
 	maxBatch   = 256 << 10              // bytes that the writer hands over at once, and the client has to take in time:
-	patience   = 900 * time.Millisecond // the time once senders wait, who may be kept for 2 s
+	patience   = 900 * time.Millisecond // the time once senders wait: they may have to twice, and that should take 2 s at most
 	stalled    = 20 * time.Second       // the time while nobody waits: a train in a tunnel
 	sendBuffer = 128 << 10              // bytes the kernel may hold for a client; by itself it would hide megabytes
 	heartbeat  = 25 * time.Second       // silence before a ping; as much again, and the client is gone. Some proxies cut after 30 s
-	closeWait  = 3 * time.Second        // to take what is queued and close, or the refusal of a handshake. To stop, the whole program has 5 s
+	closeWait  = 3 * time.Second        // to take the answer to a handshake, or what is queued and close. To stop, the whole program has 5 s
 )
 
 // A Hub is the tutorial's io: the group of all sockets. As an http.Handler it
@@ -42,7 +40,7 @@ type Hub struct {
 	connection func(*Socket) // set before serving, only read after
 
 	mu      sync.Mutex         // guards what follows, and in each Socket what says so; never held while reading or writing
-	changed sync.Cond          // on mu: a full queue has space, a writer has ended, a socket has gone
+	changed sync.Cond          // on mu: a full queue has space, a socket has begun to end, its writer has ended, it has gone
 	sockets map[string]*Socket // by ID, from the handshake's answer until the connection is closed
 	slow    map[*Socket]bool   // whose queue the last events made longer than maxQueue
 	closed  bool
@@ -95,8 +93,8 @@ func (h *Hub) emit(except *Socket, event string, data any) error {
 }
 
 // Close ends every socket with close code 1001 after what is queued for it. It
-// returns when all are gone: after closeWait, unless a handler hangs. Do not
-// call it in a handler.
+// returns when all are gone: after closeWait at most, unless a handler hangs. Do
+// not call it in a handler.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -121,14 +119,14 @@ func (h *Hub) Close() {
 //	                  ▼               ▼                      ▼
 //	              client a        client b               client c
 //
-// It ends in one way, whoever begins: end queues the close frame, the writer
-// empties the queue, and the reader leaves.
+// It ends in one way, whoever begins: end queues the close frame, the reader
+// leaves, the writer empties the queue, and then the reader closes.
 type Socket struct {
 	ID string // unguessable and unique; the client knows itself by the same
 
 	hub      *Hub
 	conn     net.Conn                   // read by the reader, written by the writer; any may set its deadlines
-	in       *bufio.Reader              // the reader's, on conn
+	in       *bufio.Reader              // the reader's, on conn through hijacker.Read
 	ws       *websocket.Conn            // the reader's, on in; takes frames apart
 	handlers map[string][]Handler       // the reader's
 	ending   atomic.Pointer[closeError] // set once, under hub.mu: nothing is queued or handled any more
@@ -138,12 +136,11 @@ type Socket struct {
 	size    int         // what they count for
 	writing bool        // a writer runs
 	began   time.Time   // when the writer took its batch
-	leaving bool        // the reader only waits for the client to close
 }
 
-// A Handler takes an event's data as encoding/json has it in an any: nil if the
-// client left it out. The client gets the words of its error as an "error" event.
-type Handler func(data any) error
+// A Handler takes an event's data, nil if the client left it out. The client
+// gets the words of its error as an "error" event.
+type Handler func(data json.RawMessage) error
 
 // On adds a handler of an event, or of "disconnect", which comes once with the
 // reason. The handlers of a socket run one at a time, in the order the client
@@ -173,60 +170,28 @@ func (s *Socket) Disconnect() {
 	s.end(&closeError{1000, "server disconnect"})
 }
 
-// Decode makes a Handler of a function that takes the data as a Go type, and
-// refuses data of another shape. Each field of a struct needs a plain json tag,
-// and has to be there.
-func Decode[T any](handle func(T) error) Handler {
-	return func(data any) error {
-		var v T
-		if !decode(data, reflect.ValueOf(&v).Elem()) {
-			model, _ := json.Marshal(*new(T))
-			return fmt.Errorf("its data should look like %s", model)
-		}
-		return handle(v)
-	}
-}
-
-// decode fills v, or reports that data does not. encoding/json by itself takes
-// null for anything, and for a field's name any letter case, or none at all.
-func decode(data any, v reflect.Value) bool {
-	if v.Kind() == reflect.Struct {
-		object, fits := data.(map[string]any)
-		for field, value := range v.Fields() {
-			fits = fits && decode(object[field.Tag.Get("json")], value)
-		}
-		return fits
-	}
-	if text, ok := data.(string); ok && v.Kind() == reflect.String {
-		v.SetString(text)
-		return true
-	}
-	text, _ := json.Marshal(data)
-	return data != nil && json.Unmarshal(text, v.Addr().Interface()) == nil
-}
-
 // ServeHTTP takes a handshake, and returns when its socket is gone.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// Browsers let any page dial any server, and leave it to the server to
-	// refuse the pages of others (RFC 6455, section 10.2).
-	if origin := r.Header["Origin"]; len(origin) > 0 {
-		if page, err := url.Parse(origin[0]); err != nil || !strings.EqualFold(page.Host, r.Host) {
-			http.Error(w, "Pages of other sites may not connect here.", http.StatusForbidden)
-			return
-		}
-	}
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}}
-	defer h.remove(s)
-	// By itself x/net would agree to any subprotocol, refuse two, and refuse
-	// clients without an Origin.
-	noProtocol := func(c *websocket.Config, _ *http.Request) error { c.Protocol = nil; return nil }
-	websocket.Server{Handshake: noProtocol, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
+	websocket.Server{Handshake: sameSite, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
+}
+
+// sameSite refuses the pages of other sites, with 403. Browsers let any page
+// dial any server, and leave that to the server (RFC 6455, section 10.2).
+func sameSite(c *websocket.Config, r *http.Request) error {
+	c.Protocol = nil // by itself x/net would agree to any subprotocol, and refuse two
+	page, err := websocket.Origin(c, r)
+	if page != nil && !strings.EqualFold(page.Host, r.Host) {
+		return errors.New("a page of another site")
+	}
+	return err
 }
 
 // serve is the socket's reader, from the handshake to the end. A handler's
 // panic passes through it on its way to net/http, which logs it.
 func (s *Socket) serve(ws *websocket.Conn) {
 	why := &closeError{1011, "a handler panicked"}
+	defer s.close()
 	defer func() { s.leave(why) }()
 	s.ws = ws
 	s.hub.connection(s)
@@ -247,14 +212,6 @@ func (h *Hub) add(s *Socket, answer []byte) {
 	}
 }
 
-func (h *Hub) remove(s *Socket) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.sockets, s.ID)
-	delete(h.slow, s)
-	h.changed.Broadcast()
-}
-
 // A closeError ends a connection, for a reason and with a close code of RFC
 // 6455, section 7.4. Code 1005 stands for no code, 1006 for no close frame.
 type closeError struct {
@@ -265,8 +222,8 @@ type closeError struct {
 func (e *closeError) Error() string { return e.reason }
 
 // read handles the client's messages until the connection has to end. Only here
-// is decided what an error means: a closeError, which the network's are too, is
-// the end; others are answered.
+// is decided what an error means: a closeError is the end, and so is an error of
+// the network, of which hijacker.Read makes one; others are answered.
 func (s *Socket) read() (why *closeError) {
 	for s.ending.Load() == nil {
 		text, err := s.receive()
@@ -285,25 +242,24 @@ func (s *Socket) read() (why *closeError) {
 
 // route takes a message apart and runs its event's handler.
 func (s *Socket) route(text []byte) error {
-	var value any
-	json.Unmarshal(text, &value) // if it fails, there is no object
-	message, ok := value.(map[string]any)
-	if !ok {
-		return errors.New("a message should be a JSON object")
+	var message struct {
+		EVENT, DATA json.RawMessage // encoding/json takes any letter case: these get the wrong ones
+		Event       string          `json:"event"`
+		Data        json.RawMessage `json:"data"`
 	}
-	event, _ := message["event"].(string)
-	if event == "" {
-		return errors.New(`a message should name its "event"`)
-	}
-	switch event {
-	case "connect", "disconnect", "error":
+	err := json.Unmarshal(text, &message)
+	event := message.Event
+	handlers := s.handlers[event]
+	switch {
+	case err != nil || event == "":
+		return errors.New(`a message should be a JSON object with an "event"`)
+	case event == "connect", event == "disconnect", event == "error":
 		return fmt.Errorf("event %q is for the server to send", event)
-	}
-	if s.handlers[event] == nil {
+	case handlers == nil:
 		return fmt.Errorf("event %.40q is not known here", event)
 	}
-	for _, handle := range s.handlers[event] {
-		if err := handle(message["data"]); err != nil {
+	for _, handle := range handlers {
+		if err := handle(message.Data); err != nil {
 			return fmt.Errorf("event %q: %w", event, err)
 		}
 	}
@@ -380,7 +336,7 @@ func (s *Socket) control(f frame) error {
 	case len(payload) > 1: // else the code stays 0, and is refused
 		code = binary.BigEndian.Uint16(payload)
 	}
-	switch { // section 7.4
+	switch { // section 7.4; what passes the first case has a code
 	case code < 1000, code > 1003 && code < 1007, code > 1014 && code < 3000, code > 4999:
 		return &closeError{1002, "a close code that may not be sent"}
 	case !utf8.Valid(payload[2:]):
@@ -490,16 +446,20 @@ func (s *Socket) write() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	for len(s.queue) > 0 {
-		if s.size > maxOwn { // somebody may wait: for space, or to limit the next batch's time
-			s.hub.changed.Broadcast()
+		if s.size > maxOwn { // somebody may wait: for space, or to limit this batch's time
+			s.hub.changed.Broadcast() // they run when the lock is free
 		}
 		n, size := 0, 0
 		for ; n < len(s.queue) && size < maxBatch; n++ {
 			size += len(s.queue[n]) + frameCost
 		}
 		batch := s.queue[:n]
+		wait := stalled
+		if s.began.IsZero() { // the first batch answers the handshake
+			wait = closeWait
+		}
 		s.queue, s.size, s.began = s.queue[n:], s.size-size, time.Now()
-		s.conn.SetWriteDeadline(s.began.Add(stalled))
+		s.conn.SetWriteDeadline(s.began.Add(wait))
 		s.hub.mu.Unlock()
 		_, err := batch.WriteTo(s.conn)
 		s.hub.mu.Lock()
@@ -511,12 +471,6 @@ func (s *Socket) write() {
 	}
 	s.writing = false
 	if s.ending.Load() != nil {
-		if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
-			c.CloseWrite()
-		}
-		if s.leaving {
-			s.conn.SetReadDeadline(time.Now().Add(closeWait))
-		}
 		s.hub.changed.Broadcast()
 	}
 }
@@ -539,29 +493,40 @@ func (s *Socket) end(why *closeError) {
 	s.hub.changed.Broadcast()
 }
 
-// leave tells the application, and returns when the connection can be closed:
-// the client has taken what was queued, and closed its side. With input unread,
-// TCP would throw away what is still on its way.
+// leave tells the application that the socket ends.
 func (s *Socket) leave(why *closeError) {
 	s.hub.mu.Lock()
 	s.end(why)
-	s.leaving = true
-	s.conn.SetReadDeadline(time.Now().Add(closeWait))
-	if s.writing {
-		s.conn.SetReadDeadline(time.Time{}) // until the writer is done
+	s.hub.mu.Unlock()
+	reason, _ := json.Marshal(s.ending.Load().reason)
+	for _, disconnect := range s.handlers["disconnect"] {
+		disconnect(reason) // nobody is left to tell its error to
+	}
+}
+
+// close returns when the connection can be closed: the client has taken what
+// was queued, and closed its side.
+func (s *Socket) close() {
+	s.conn.SetReadDeadline(time.Time{})
+	var drain sync.WaitGroup
+	drain.Go(func() { // a client may write before it reads; and with input unread, TCP would throw away what is on its way
+		io.Copy(io.Discard, s.conn)
+	})
+	s.hub.mu.Lock()
+	for s.writing {
+		s.hub.changed.Wait()
 	}
 	s.hub.mu.Unlock()
-	defer func() { // also if a handler panics
-		io.Copy(io.Discard, s.conn)
-		s.hub.mu.Lock()
-		defer s.hub.mu.Unlock()
-		for s.writing {
-			s.hub.changed.Wait()
-		}
-	}()
-	for _, disconnect := range s.handlers["disconnect"] {
-		disconnect(s.ending.Load().reason) // nobody is left to tell its error to
+	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
+		c.CloseWrite()
 	}
+	s.conn.SetReadDeadline(time.Now().Add(closeWait))
+	drain.Wait()
+	s.hub.mu.Lock()
+	delete(s.hub.sockets, s.ID)
+	delete(s.hub.slow, s)
+	s.hub.changed.Broadcast()
+	s.hub.mu.Unlock()
 }
 
 // A hijacker lets x/net/websocket have the connection, but keeps both ends of
@@ -582,9 +547,9 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	conn.SetWriteDeadline(time.Now().Add(closeWait))
 	early, _ := rw.Peek(rw.Reader.Buffered()) // what came right behind the handshake
-	h.conn = conn
-	h.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), h))
-	return conn, bufio.NewReadWriter(h.in, bufio.NewWriterSize(h, 256)), nil // big enough for the answer
+	rw.Reader.Reset(io.MultiReader(bytes.NewReader(bytes.Clone(early)), h))
+	h.conn, h.in = conn, rw.Reader
+	return conn, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(h, 256)), nil // big enough for the answer
 }
 
 // Write is called by x/net once, with its answer to the handshake.

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"runtime"
 	"strings"
@@ -111,27 +110,27 @@ func TestDisconnectHandlerRunsOnceWithTheReason(t *testing.T) {
 		leave  func(*client)
 		reason string
 	}{
-		{"close frame", func(c *client) { c.frame(0x88, "\x03\xe8") }, "client disconnect"},
-		{"end of file", func(c *client) { c.conn.Close() }, "transport close"},
-		{"reset", func(c *client) { c.conn.(*net.TCPConn).SetLinger(0); c.conn.Close() }, "transport close"},
-		{"disconnected by the server", func(c *client) { c.say(`{"event":"kick"}`) }, "server disconnect"},
+		{"close frame", func(c *client) { c.frame(0x88, "\x03\xe8") }, `"client disconnect"`},
+		{"end of file", func(c *client) { c.conn.Close() }, `"transport close"`},
+		{"reset", func(c *client) { c.conn.(*net.TCPConn).SetLinger(0); c.conn.Close() }, `"transport close"`},
+		{"disconnected by the server", func(c *client) { c.say(`{"event":"kick"}`) }, `"server disconnect"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			hub, reasons := NewHub(), make(chan string, 2)
 			hub.On("connection", func(socket *Socket) {
-				socket.On("kick", func(any) error { socket.Disconnect(); return nil })
-				socket.On("disconnect", Decode(func(reason string) error { reasons <- reason; return nil }))
+				socket.On("kick", func(json.RawMessage) error { socket.Disconnect(); return nil })
+				socket.On("disconnect", func(reason json.RawMessage) error { reasons <- string(reason); return nil })
 			})
 			addr, _ := start(t, hub)
 			c := dial(t, addr)
 			test.leave(c)
 			if got := <-reasons; got != test.reason {
-				t.Errorf("reason %q, want %q", got, test.reason)
+				t.Errorf("reason %s, want %s", got, test.reason)
 			}
 			c.conn.Close()
 			hub.Close()
 			if len(reasons) > 0 {
-				t.Errorf("ran again, with %q", <-reasons)
+				t.Errorf("ran again, with %s", <-reasons)
 			}
 		})
 	}
@@ -141,14 +140,14 @@ func TestDisconnectDeliversWhatWasQueuedThenClosesWith1000(t *testing.T) {
 	t.Parallel()
 	hub := NewHub()
 	hub.On("connection", func(socket *Socket) {
-		socket.On("count", func(any) error {
+		socket.On("count", func(json.RawMessage) error {
 			for n := range 150 {
 				socket.Emit("n", fmt.Sprintf("%01000d", n))
 			}
 			socket.Disconnect()
 			return socket.Emit("n", "too late")
 		})
-		socket.On("never", func(any) error { t.Error("handled after Disconnect"); return nil })
+		socket.On("never", func(json.RawMessage) error { t.Error("handled after Disconnect"); return nil })
 	})
 	addr, _ := start(t, hub)
 	c := dial(t, addr)
@@ -160,6 +159,16 @@ func TestDisconnectDeliversWhatWasQueuedThenClosesWith1000(t *testing.T) {
 		c.hears("n", fmt.Sprintf(`"%01000d"`, n))
 	}
 	c.closes(1000)
+}
+
+func TestAClientMayWriteBeforeItReadsThatItIsDisconnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		hub.On("connection", func(socket *Socket) { socket.Disconnect() })
+		c := startPipes(t, hub).client(t)
+		c.chatter(2*maxQueue, 20_000) // a pipe has no buffer: the close frame cannot be sent meanwhile
+		c.closes(1000)
+	})
 }
 
 // The handshake and the files.
@@ -229,11 +238,13 @@ func TestDribbledHeadersAndStalledHandshakesAreCut(t *testing.T) {
 		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("dribbled headers: cut after %v", took)
 		}
-		conn = listener.dial()
-		io.WriteString(conn, handshake[:len(handshake)-2])
-		time.Sleep(10 * time.Second)
-		if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
-			t.Error("a stalled handshake: not cut")
+		for _, sent := range []string{handshake[:len(handshake)-2], handshake} { // the second does not take the answer
+			conn = listener.dial()
+			io.WriteString(conn, sent)
+			time.Sleep(10 * time.Second)
+			if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
+				t.Errorf("a handshake stalled after %d bytes: not cut", len(sent))
+			}
 		}
 	})
 	addr, _ := start(t, newChat())
@@ -251,15 +262,15 @@ func TestDribbledHeadersAndStalledHandshakesAreCut(t *testing.T) {
 func TestBadMessagesAreAnsweredAndHarmNobody(t *testing.T) {
 	addr, _ := start(t, newChat())
 	for _, test := range []struct{ name, frames, words string }{
-		{"not JSON", masked(0x81, "hello"), "JSON object"},
-		{"empty", masked(0x81, ""), "JSON object"},
-		{"an array", masked(0x81, `["chat"]`), "JSON object"},
-		{"null", masked(0x81, `null`), "JSON object"},
-		{"no event", masked(0x81, `{"data":{"data":"x"}}`), `name its "event"`},
-		{"wrong case", masked(0x81, `{"Event":"chat","data":{"data":"x"}}`), `name its "event"`},
-		{"empty event", masked(0x81, `{"event":""}`), `name its "event"`},
-		{"event not a string", masked(0x81, `{"event":5}`), `name its "event"`},
-		{"two values", masked(0x81, `{"event":"chat","data":{"data":"x"}}{}`), "JSON object"},
+		{"not JSON", masked(0x81, "hello"), "JSON object with"},
+		{"empty", masked(0x81, ""), "JSON object with"},
+		{"an array", masked(0x81, `["chat"]`), "JSON object with"},
+		{"null", masked(0x81, `null`), "JSON object with"},
+		{"no event", masked(0x81, `{"data":{"data":"x"}}`), `with an "event"`},
+		{"wrong case", masked(0x81, `{"Event":"chat","data":{"data":"x"}}`), `with an "event"`},
+		{"empty event", masked(0x81, `{"event":""}`), `with an "event"`},
+		{"event not a string", masked(0x81, `{"event":5}`), `with an "event"`},
+		{"two values", masked(0x81, `{"event":"chat","data":{"data":"x"}}{}`), "JSON object with"},
 		{"unknown event", masked(0x81, `{"event":"dance"}`), "dance"},
 		{"connect", masked(0x81, `{"event":"connect"}`), "connect"},
 		{"disconnect", masked(0x81, `{"event":"disconnect","data":"x"}`), "disconnect"},
@@ -397,8 +408,8 @@ func TestAFrameBehindTheHandshakeIsNotLost(t *testing.T) {
 func TestAPanicEndsItsSocketAloneWith1011(t *testing.T) {
 	hub, logged := NewHub(), make(logger, 10)
 	hub.On("connection", func(socket *Socket) {
-		socket.On("bug", func(any) error { panic("a bug in a handler") })
-		socket.On("hello", func(any) error { return hub.Emit("hello", nil) })
+		socket.On("bug", func(json.RawMessage) error { panic("a bug in a handler") })
+		socket.On("hello", func(json.RawMessage) error { return hub.Emit("hello", nil) })
 	})
 	addr, server := start(t, hub)
 	server.ErrorLog = log.New(logged, "", 0)
@@ -491,7 +502,7 @@ func TestASlowReaderIsDroppedAndAQuickOneKept(t *testing.T) {
 				chat := hub.connection
 				hub.On("connection", func(socket *Socket) {
 					chat(socket)
-					socket.On("disconnect", Decode(func(reason string) error { gone <- reason; return nil }))
+					socket.On("disconnect", func(reason json.RawMessage) error { gone <- string(reason); return nil })
 				})
 				listener := startPipes(t, hub)
 				slow, talker := listener.client(t), listener.client(t)
@@ -563,13 +574,13 @@ func TestSilentClientsArePingedAndVanishedOnesNoticed(t *testing.T) {
 		var gone atomic.Int32
 		hub := NewHub()
 		hub.On("connection", func(socket *Socket) {
-			socket.On("disconnect", Decode(func(reason string) error {
-				if reason != "ping timeout" {
-					t.Errorf("reason %q", reason)
+			socket.On("disconnect", func(reason json.RawMessage) error {
+				if string(reason) != `"ping timeout"` {
+					t.Errorf("reason %s", reason)
 				}
 				gone.Add(1)
 				return nil
-			}))
+			})
 		})
 		c := startPipes(t, hub).client(t)
 		began := time.Now()
@@ -779,7 +790,7 @@ func Example() {
 	// a sends {"event":"broadcast","data":{"data":"hello, others"}}
 	// b gets  {"event":"grpchat","data":"hello, others"}
 	// a sends Hello Server!
-	// a gets  {"event":"error","data":"a message should be a JSON object"}
+	// a gets  {"event":"error","data":"a message should be a JSON object with an \"event\""}
 	// a sends close 1000
 	// a gets  close 1000, in the bytes 88 02 03e8
 }
@@ -842,45 +853,6 @@ func FuzzWire(f *testing.F) {
 	})
 }
 
-func TestDecodeTakesWhatFitsAndNothingElse(t *testing.T) {
-	type point struct {
-		X    int      `json:"x"`
-		Tags []string `json:"tags"`
-	}
-	for _, test := range []struct {
-		handled func(data string) any
-		data    string
-		want    any
-	}{
-		{handled[string], `""`, ""},
-		{handled[string], `null`, nil},
-		{handled[string], `5`, nil},
-		{handled[int], `5`, 5},
-		{handled[int], `5.5`, nil},
-		{handled[int], `"5"`, nil},
-		{handled[float64], `-5.5`, -5.5},
-		{handled[float64], `1e999`, nil},
-		{handled[bool], `false`, false},
-		{handled[point], `{"x":1,"tags":["a"],"more":1e999}`, point{1, []string{"a"}}},
-		{handled[point], `{"x":1,"tags":[5]}`, nil},
-		{handled[point], `{"x":1,"tags":null}`, nil},
-		{handled[point], `{"x":1}`, nil},
-		{handled[point], `{"X":1,"tags":[]}`, nil},
-		{handled[point], `[1,[]]`, nil},
-	} {
-		if got := test.handled(test.data); !reflect.DeepEqual(got, test.want) {
-			t.Errorf("%s: handled %#v, want %#v", test.data, got, test.want)
-		}
-	}
-}
-
-// handled returns what a handler of a T gets, nil if it is not called.
-func handled[T any](data string) (got any) {
-	s := &Socket{handlers: map[string][]Handler{"e": {Decode(func(v T) error { got = v; return nil })}}}
-	s.route([]byte(`{"event":"e","data":` + data + `}`))
-	return got
-}
-
 // FuzzRoute sends any text; it must be an event that is known, or be refused in
 // words.
 func FuzzRoute(f *testing.F) {
@@ -889,7 +861,7 @@ func FuzzRoute(f *testing.F) {
 	f.Add(`[{"event":5}]`)
 	f.Fuzz(func(t *testing.T, text string) {
 		var got *string
-		s := &Socket{handlers: map[string][]Handler{"chat": {Decode(func(chatdata ChatData) error {
+		s := &Socket{handlers: map[string][]Handler{"chat": {withChatData(func(chatdata ChatData) error {
 			got = &chatdata.Data
 			return nil
 		})}}}

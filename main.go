@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -11,15 +13,14 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 )
 
 // ChatData comes with "chat" and "broadcast": {data: msg.value} on the page.
-type ChatData struct {
-	Data string `json:"data"`
-}
+type ChatData struct{ Data string }
 
 // newChat is the tutorial's server, its lines above ours.
 func newChat() *Hub {
@@ -32,27 +33,43 @@ func newChat() *Hub {
 		log.Println("client connected", socket.ID)
 
 		// socket.on('chat', (chatdata) => {
-		socket.On("chat", Decode(func(chatdata ChatData) error {
+		socket.On("chat", withChatData(func(chatdata ChatData) error {
 			// io.emit('grpchat', chatdata.data)
 			return io.Emit("grpchat", chatdata.Data)
 		}))
 
-		socket.On("broadcast", Decode(func(chatdata ChatData) error {
+		socket.On("broadcast", withChatData(func(chatdata ChatData) error {
 			// socket.broadcast.emit('grpchat', chatdata.data)
 			return socket.Broadcast("grpchat", chatdata.Data)
 		}))
 
-		socket.On("disconnect", Decode(func(reason string) error {
-			log.Println("client disconnected", socket.ID, reason)
+		socket.On("disconnect", func(reason json.RawMessage) error {
+			log.Println("client disconnected", socket.ID, string(reason))
 			return nil
-		}))
+		})
 	})
 	return io
+}
+
+// withChatData makes a Handler of a function that takes a ChatData. Anybody can
+// send anything: what is no ChatData is refused.
+func withChatData(handle func(ChatData) error) Handler {
+	return func(data json.RawMessage) error {
+		var chatdata struct {
+			DATA json.RawMessage // gets other letter cases, as in route
+			Data *string         `json:"data"`
+		}
+		if json.Unmarshal(data, &chatdata) != nil || chatdata.Data == nil {
+			return errors.New(`its data should look like {"data":"hello"}`)
+		}
+		return handle(ChatData{*chatdata.Data})
+	}
 }
 
 func main() {
 	addr := flag.String("addr", "localhost:3000", "host:port to listen on; port 0 picks a free one")
 	flag.Parse()
+	debug.SetGCPercent(200) // a chat keeps little and throws away much: for some megabytes more it need not clean up as often
 	if err := listen(newChat(), *addr); err != nil {
 		log.Fatal(err)
 	}
@@ -76,14 +93,14 @@ func listen(io *Hub, addr string) error {
 	}
 	stopped, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stopped, func() {
-		stop() // a second signal ends the program at once
+		stop()                                               // a second signal ends the program at once
+		time.AfterFunc(4*time.Second, func() { os.Exit(0) }) // should a handler hang
 		listener.Close()
 	})
 	log.Printf("listening on http://%s", net.JoinHostPort(host, fmt.Sprint(at.Port)))
 	if err := newServer(io, public.FS()).Serve(listener); stopped.Err() == nil {
 		return fmt.Errorf("cannot go on: %w", err)
 	}
-	time.AfterFunc(4*time.Second, func() { os.Exit(0) }) // should a handler hang
 	io.Close()
 	return nil
 }
