@@ -326,6 +326,22 @@ func TestTooLongIsAnsweredAtOnceAndCostsNoMemory(t *testing.T) {
 	}
 }
 
+func TestDeepNestingCostsNoMemory(t *testing.T) {
+	addr, _ := start(t, newChat())
+	c := dial(t, addr)
+	stacks := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.StackInuse
+	}
+	before := stacks()
+	c.say(`{"event":"chat","data":{"data":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}}`)
+	c.next()
+	if cost := int64(stacks() - before); cost > 500_000 {
+		t.Errorf("it cost %d bytes of stack", cost)
+	}
+}
+
 func TestFragmentsMakeOneMessageAndPingsBetweenAreAnswered(t *testing.T) {
 	addr, _ := start(t, newChat())
 	c := dial(t, addr)
