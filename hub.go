@@ -26,6 +26,7 @@ const (
 	maxQueue   = 2 << 20                // bytes that may wait for a client; then senders wait too. A second of very busy talk
 	maxOwn     = maxQueue / 4           // bytes that may wait before its own answers do, so that nobody waits for those
 	frameCost  = 64                     // bytes that a waiting frame counts for beside its own
+	maxKept    = 512                    // frames that an empty queue keeps space for: 12 KB, enough for most bursts
 	maxBatch   = 256 << 10              // bytes that the writer hands over at once, and the client has to take in time:
 	patience   = 900 * time.Millisecond // the time once senders wait: they may have to twice, and that should take 2 s at most
 	stalled    = 20 * time.Second       // the time while nobody waits: a train in a tunnel
@@ -133,6 +134,7 @@ type Socket struct {
 
 	// Guarded by hub.mu.
 	queue   net.Buffers // frames that wait for the writer, shared with other sockets
+	spare   net.Buffers // the array of the queue before, to be used again when the writer is done with it
 	size    int         // what they count for
 	writing bool        // a writer runs
 	began   time.Time   // when the writer took its batch
@@ -445,31 +447,38 @@ func (s *Socket) push(f []byte) {
 func (s *Socket) write() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	for len(s.queue) > 0 {
+	var taken net.Buffers
+	for len(taken)+len(s.queue) > 0 {
+		if len(taken) == 0 {
+			taken, s.queue, s.spare = s.queue, s.spare, s.queue[:0]
+		}
 		if s.size > maxOwn { // somebody may wait: for space, or to limit this batch's time
 			s.hub.changed.Broadcast() // they run when the lock is free
 		}
 		n, size := 0, 0
-		for ; n < len(s.queue) && size < maxBatch; n++ {
-			size += len(s.queue[n]) + frameCost
+		for ; n < len(taken) && size < maxBatch; n++ {
+			size += len(taken[n]) + frameCost
 		}
-		batch := s.queue[:n]
+		batch := taken[:n]
 		wait := stalled
 		if s.began.IsZero() { // the first batch answers the handshake
 			wait = closeWait
 		}
-		s.queue, s.size, s.began = s.queue[n:], s.size-size, time.Now()
+		taken, s.size, s.began = taken[n:], s.size-size, time.Now()
 		s.conn.SetWriteDeadline(s.began.Add(wait))
 		s.hub.mu.Unlock()
 		_, err := batch.WriteTo(s.conn)
 		s.hub.mu.Lock()
 		if err != nil {
 			s.end(&closeError{1006, "too slow, or gone"})
-			s.queue = nil
+			taken, s.queue = nil, nil
 			s.conn.Close()
 		}
 	}
 	s.writing = false
+	if cap(s.queue)+cap(s.spare) > maxKept {
+		s.queue, s.spare = nil, nil
+	}
 	if s.ending.Load() != nil {
 		s.hub.changed.Broadcast()
 	}

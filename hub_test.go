@@ -625,6 +625,25 @@ func TestAPongOrAPingNowAndThenKeepsASocketAlive(t *testing.T) {
 	}
 }
 
+func TestABurstLeavesLittleBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		c := startPipes(t, hub).client(t)
+		for range 2000 {
+			hub.Emit("n", nil)
+		}
+		for range 2000 {
+			c.next()
+		}
+		synctest.Wait()
+		hub.mu.Lock()
+		defer hub.mu.Unlock()
+		if s := hub.sockets[c.id]; cap(s.queue)+cap(s.spare) > maxKept {
+			t.Errorf("space for %d frames", cap(s.queue)+cap(s.spare))
+		}
+	})
+}
+
 func TestNothingIsLeftBehind(t *testing.T) {
 	hub := newChat()
 	addr, _ := start(t, hub)
