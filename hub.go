@@ -558,10 +558,11 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	early, _ := rw.Peek(rw.Reader.Buffered()) // what came right behind the handshake
 	rw.Reader.Reset(io.MultiReader(bytes.NewReader(bytes.Clone(early)), h))
 	h.conn, h.in = conn, rw.Reader
-	return conn, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(h, 256)), nil // big enough for the answer
+	return conn, bufio.NewReadWriter(rw.Reader, bufio.NewWriterSize(h, 256)), nil // big enough for a 101
 }
 
-// Write is called by x/net once, with its answer to the handshake.
+// Write is called by x/net with its answer to the handshake: a 101 fits into the
+// buffer, and so comes whole; a refusal may come in parts.
 func (h hijacker) Write(answer []byte) (int, error) {
 	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101")) { // refused
 		return h.conn.Write(answer)
