@@ -2,18 +2,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io/fs"
 	"log"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -22,27 +21,23 @@ import (
 // ChatData comes with "chat" and "broadcast": {data: msg.value} on the page.
 type ChatData struct{ Data string }
 
-// newChat is the tutorial's server, its lines above ours.
+// newChat is the tutorial's server. Its lines are comments above ours.
 func newChat() *Hub {
 	// const io = new Server(httpServer)
 	io := NewHub()
-
 	// io.on("connection", (socket) => {
 	io.On("connection", func(socket *Socket) {
 		// console.log("client connected", socket.id)
 		log.Println("client connected", socket.ID)
-
 		// socket.on('chat', (chatdata) => {
 		socket.On("chat", withChatData(func(chatdata ChatData) error {
 			// io.emit('grpchat', chatdata.data)
 			return io.Emit("grpchat", chatdata.Data)
 		}))
-
 		socket.On("broadcast", withChatData(func(chatdata ChatData) error {
 			// socket.broadcast.emit('grpchat', chatdata.data)
 			return socket.Broadcast("grpchat", chatdata.Data)
 		}))
-
 		socket.On("disconnect", func(reason json.RawMessage) error {
 			log.Println("client disconnected", socket.ID, string(reason))
 			return nil
@@ -51,81 +46,67 @@ func newChat() *Hub {
 	return io
 }
 
-// withChatData makes a Handler of a function that takes a ChatData. Anybody can
-// send anything: what is no ChatData is refused.
+// withChatData makes a Handler that decodes its data, and rejects what is not a ChatData.
 func withChatData(handle func(ChatData) error) Handler {
 	return func(data json.RawMessage) error {
-		var chatdata struct {
-			DATA json.RawMessage // gets other letter cases, as in route
-			Data *string         `json:"data"`
+		var chatdata ChatData
+		if json.Unmarshal(data, &chatdata) != nil || chatdata.Data == "" {
+			return errors.New(`data must look like {"data":"hello"}`)
 		}
-		if json.Unmarshal(data, &chatdata) != nil || chatdata.Data == nil {
-			return errors.New(`its data should look like {"data":"hello"}`)
-		}
-		return handle(ChatData{*chatdata.Data})
+		return handle(chatdata)
 	}
 }
 
 func main() {
 	addr := flag.String("addr", "localhost:3000", "host:port to listen on; port 0 picks a free one")
 	flag.Parse()
-	debug.SetGCPercent(200) // a chat keeps little and throws away much: for some megabytes more it need not clean up as often
-	if err := listen(newChat(), *addr); err != nil {
-		log.Fatal(err)
+	if flag.NArg() > 0 {
+		log.Fatalf("unexpected argument %q; to set the address, write -addr host:port", flag.Arg(0))
 	}
-}
-
-// listen serves public/ and the sockets until Ctrl-C or SIGTERM.
-func listen(io *Hub, addr string) error {
-	public, err := os.OpenRoot("public") // no path and no link leads out of a Root
+	public, err := os.OpenRoot("public") // neither .. nor a symbolic link leads out of a Root
 	if err != nil {
-		return fmt.Errorf("cannot find the page, is this the project's folder? %w", err)
+		log.Fatalf("cannot open public/; run this from the project's folder: %v", err)
 	}
+	io := newChat()
+	server := newServer(io, public.FS())
 	// httpServer.listen(3000)
-	listener, err := net.Listen("tcp", addr)
+	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w", addr, err)
-	}
-	at := listener.Addr().(*net.TCPAddr)
-	host, _, _ := net.SplitHostPort(addr)
-	if at.IP.IsUnspecified() {
-		host = "localhost"
+		log.Fatalf("cannot listen on %s: %v", *addr, err)
 	}
 	stopped, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stopped, func() {
 		stop()                                               // a second signal ends the program at once
-		time.AfterFunc(4*time.Second, func() { os.Exit(0) }) // should a handler hang
-		listener.Close()
+		time.AfterFunc(4*time.Second, func() { os.Exit(0) }) // in case a handler hangs
+		server.Close()
 	})
-	log.Printf("listening on http://%s", net.JoinHostPort(host, fmt.Sprint(at.Port)))
-	if err := newServer(io, public.FS()).Serve(listener); stopped.Err() == nil {
-		return fmt.Errorf("cannot go on: %w", err)
+	host, _, _ := net.SplitHostPort(*addr)
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	log.Printf("listening on http://%s", net.JoinHostPort(cmp.Or(host, "localhost"), port))
+	if err := server.Serve(listener); stopped.Err() == nil {
+		log.Fatalf("serving failed: %v", err)
 	}
 	io.Close()
-	return nil
 }
 
-// newServer hands handshakes, on any path, to the sockets, and all else to the
-// files.
+// newServer routes WebSocket handshakes, on any path, to the hub, and all else to the files.
 func newServer(io *Hub, public fs.FS) *http.Server {
 	// app.use(express.static(path.join(__dirname, 'public')))
 	files := http.FileServerFS(public)
-	return &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
-				io.ServeHTTP(w, r)
-				return
-			}
-			if r.URL.Path != "/" && strings.HasSuffix(r.URL.Path, "/") {
-				http.NotFound(w, r) // no lists of folders
-				return
-			}
-			w.Header().Set("Cache-Control", "no-cache") // who edits the page sees it on reload
+	var handler http.HandlerFunc = func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
+		case r.Method == http.MethodGet && findToken(r.Header["Upgrade"], "websocket") != "":
+			io.ServeHTTP(w, r)
+		case r.URL.Path != "/" && strings.HasSuffix(r.URL.Path, "/"):
+			http.NotFound(w, r) // no directory listings
+		default:
+			w.Header().Set("Cache-Control", "no-cache") // so that a reload shows an edit
 			files.ServeHTTP(w, r)
-		}),
-		// For those who dribble their request, or do not take the answer.
-		// A socket, once it is one, has its own limits.
-		ReadTimeout:  5 * time.Second,
-		WriteTimeout: 4 * time.Second,
+		}
 	}
+	// The timeouts are for slow requests of files. A socket has its own.
+	return &http.Server{Handler: handler, ReadTimeout: 4 * time.Second, WriteTimeout: 4 * time.Second}
 }
