@@ -94,19 +94,58 @@ func TestDisconnectLeavesAndConnectComesBackWithANewID(t *testing.T) {
 	a.sees(fmt.Sprintf("socket.id === %q", old), false)
 }
 
-func TestALongMessageArrivesWholeAndATooLongOneIsRefused(t *testing.T) {
+func TestATextTooLongCannotBeTypedOrPasted(t *testing.T) {
 	s := start(t)
 	a, b := enter(t, s), enter(t, s)
-	id, long := a.id(), strings.Repeat("x", 60<<10)
-	a.says(long)
-	b.shows(long)
-	a.says(long + long[:10<<10])
-	a.sees(`notice.checkVisibility() && notice.textContent.includes("65536 bytes")`, true)
-	a.says("still here")
-	b.shows(long, "still here")
-	a.shows(long, "still here")
-	a.status(id)
-	b.sees("notice.textContent", "")
+	a.types(strings.Repeat("x", 70<<10))
+	a.sees("msg.value.length", 10_000)
+	a.press(kb.Enter)
+	a.js(`msg.value = "\u0001".repeat(10_000)`) // each takes six bytes in JSON
+	a.click("#broadcast")
+	b.sees("[...messages.children].map((li) => li.textContent.length)", []int{10_000, 10_000})
+}
+
+func TestAFaultOfThePagesIsShownUntilSomethingElseIsSent(t *testing.T) {
+	p := enter(t, start(t))
+	id := p.id()
+	p.js(`
+		const told = [];
+		socket.on("error", (words) => told.push(words)).on("disconnect", (reason) => told.push(reason));
+		socket.emit("chat", { data: "x".repeat(70_000) })`)
+	p.sees("told", []string{"a message may have at most 65536 bytes", "transport close"})
+	p.status("connected as")
+	p.sees(fmt.Sprintf("socket.id === %q", id), false)
+	p.sees(`notice.checkVisibility() && notice.textContent`, "a message may have at most 65536 bytes")
+	p.says("something else")
+	p.shows("something else")
+	p.sees("notice.textContent", "")
+}
+
+func TestWhatOneDoesShowsAtOnceAndNoticesGoWhenTheyAreNoLongerTrue(t *testing.T) {
+	s := start(t)
+	p := enter(t, s)
+	p.types("to the others")
+	p.click("#broadcast")
+	p.sees("notice.textContent", "Sent to everyone but you.")
+	p.js(`socket.emit("nothing like this")`)
+	p.sees(`notice.textContent.includes("nothing like this")`, true)
+	p.click("#disconnect")
+	p.sees("notice.textContent", "")
+	p.says("one")
+	p.says("two")
+	p.sees("[notice.textContent, notice.className]", []string{"Not connected; press Connect to send: one / two", "news"})
+	s.kill()
+	p.click("#disconnect")
+	p.sees("notice.textContent", "Not connected; to be sent when you reconnect: one / two")
+	startAt(t, strings.TrimPrefix(s.url, "http://"))
+	p.shows("one", "two")
+	p.sees("notice.textContent", "")
+}
+
+func TestTheLastThousandMessagesAreKept(t *testing.T) {
+	p := enter(t, start(t))
+	p.js(`for (let n = 0; n <= 1004; n++) socket.emit("chat", { data: "" + n + "." })`)
+	p.sees("[messages.children.length, messages.firstElementChild?.textContent, messages.lastElementChild?.textContent]", []any{1000.0, "5.", "1004."})
 }
 
 const newestInView = `(() => {
@@ -192,6 +231,19 @@ const paleTexts = `(() => {
 	return pale;
 })()`
 
+// faintBorders lists the controls whose border has less contrast than WCAG 2 asks for (1.4.11).
+const faintBorders = `(() => {
+	const light = (color) => color.match(/[\d.]+/g).map(Number).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+		.reduce((sum, c, n) => sum + [0.2126, 0.7152, 0.0722][n] * c, 0);
+	return [...document.querySelectorAll("input, button")].filter((e) => {
+		const border = light(getComputedStyle(e).borderColor);
+		return [e, document.body].some((other) => {
+			const [dark, bright] = [border, light(getComputedStyle(other).backgroundColor)].sort((x, y) => x - y);
+			return other === document.body && (bright + 0.05) / (dark + 0.05) < 3;
+		});
+	}).map((e) => e.id);
+})()`
+
 func TestEveryTextIsReadableInLightAndDark(t *testing.T) {
 	s := start(t)
 	p := enter(t, s)
@@ -203,6 +255,7 @@ func TestEveryTextIsReadableInLightAndDark(t *testing.T) {
 				Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
 			p.sees(`+getComputedStyle(document.body).backgroundColor.match(/\d+/)[0] < 80`, dark)
 			p.sees(paleTexts, []string{})
+			p.sees(faintBorders, []string{})
 		}
 	}
 	check() // nothing said yet
@@ -260,6 +313,7 @@ func TestAKeyboardIsEnough(t *testing.T) {
 
 func TestAScreenReaderFindsNamesAndRoles(t *testing.T) {
 	p := enter(t, start(t))
+	p.sees(`[...document.body.children].filter((e) => !e.matches("header, main, footer, script")).length`, 0) // all is in a landmark
 	p.says("hello")
 	p.js(`socket.emit("nothing like this")`)
 	p.sees(`messages.children.length + (notice.textContent !== "")`, 2)
@@ -310,6 +364,10 @@ func TestThreeFramesAreThreeClients(t *testing.T) {
 	p.js(`each((f, n) => { f.msg.value = "from " + n; f.btn.click(); })`)
 	all := "from 0,from 1,from 2"
 	p.sees(`each(heard)`, []string{all, all, all})
+	p.sees(`each((f) => f.document.querySelector("footer a").checkVisibility())`, []bool{false, false, false})
+	p.do(chromedp.EmulateViewport(360, 640, chromedp.EmulateMobile))
+	p.sees(`[...document.querySelectorAll("iframe")].every((f) => f.getBoundingClientRect().bottom <= innerHeight)`, true)
+	p.sees(`each((f) => f.document.documentElement.scrollHeight <= f.innerHeight && f.btn.checkVisibility())`, []bool{true, true, true})
 }
 
 func TestALeftPageIsDisconnectedAndComesBackFromHistory(t *testing.T) {
@@ -414,6 +472,56 @@ func TestSeveralHandlersRunInTheOrderAddedThoughOneThrows(t *testing.T) {
 	p.says("c")
 	p.sees("heard.slice(4)", []string{"second c"})
 	p.shows("a", "b", "c") // the page's own handler was the first of all
+}
+
+func TestOffTakesAwayOneHandlerOrAllOfANameOrAll(t *testing.T) {
+	p := enter(t, start(t))
+	p.js(`
+		let heard = "";
+		const a = () => { heard += "a"; }, b = () => { heard += "b"; };
+		socket.on("grpchat", a).on("grpchat", a).on("grpchat", b).on("connect", b)
+		socket.off("grpchat", a).off("grpchat", () => {}).off("nothing")`)
+	p.says("x")
+	p.sees("heard", "ab")
+	p.js(`socket.off("grpchat")`)
+	p.says("y")
+	p.sees(`wire.lastElementChild.textContent.includes('"y"')`, true)
+	p.js(`socket.off(); socket.disconnect().connect()`)
+	p.sees("socket.connected", true)
+	p.sees("heard", "ab")
+	p.shows("x")
+}
+
+func TestEmitThrowsForWhatWouldBeLost(t *testing.T) {
+	p := enter(t, start(t))
+	p.js(`
+		const errors = [];
+		const attempt = (...args) => {
+			try { socket.emit(...args); errors.push("none"); } catch (e) { errors.push(e.name + " " + e.message); }
+		};
+		attempt("chat", { data: "x" }, () => {});
+		attempt("chat", () => {});
+		attempt("chat", 1, 2)`)
+	p.sees(`errors.every((e) => /^TypeError .*acknowledgement.*values/.test(e))`, true)
+	p.says("nothing before this")
+	p.shows("nothing before this")
+}
+
+func TestConnectErrorComesEachTimeThatNoConnectionCanBeMade(t *testing.T) {
+	f := pretend(t, httptest.NewServer)
+	f.refuses.Store(true)
+	p := open(t, f.URL, clock)
+	p.status("cannot reach the server, trying again")
+	p.js(`let errors = 0; socket.on("connect_error", (e) => { errors += e instanceof Error; }); elapse()`)
+	p.sees("errors", 1)
+	f.refuses.Store(false)
+	p.js("elapse()")
+	c := f.greet("x")
+	p.status("connected as x")
+	c.says(`{"event":"connect_error","data":"a lie"}`)
+	c.closes(1011) // a lost connection is no connect_error
+	p.status("reconnecting")
+	p.sees("errors", 1)
 }
 
 func TestWhatIsEmittedTooEarlyIsSentOnceInOrderBeforeConnectHandlersRun(t *testing.T) {
@@ -536,6 +644,16 @@ func TestIoDialsThePagesServerOrTheOneItIsTold(t *testing.T) {
 	p.js(fmt.Sprintf(`const other = io(%q)`, other.URL))
 	other.greet("elsewhere")
 	p.sees("[other.id, other.connected, other.id !== socket.id]", []any{"elsewhere", true, true})
+	host := strings.TrimPrefix(other.URL, "http://")
+	for n, url := range []string{host, "//" + host, host + "/any/path?q", "localhost" + host[strings.Index(host, ":"):], "ws://" + host} {
+		p.js(fmt.Sprintf(`const other%d = io(%q)`, n, url))
+		other.greet(url)
+		p.sees(fmt.Sprintf("other%d.id", n), url)
+	}
+	p.js(`
+		let thrown = 0;
+		for (const bad of [{}, "host:port", "ftp://example.com", "http://"]) try { io(bad); } catch { thrown++; }`)
+	p.sees("thrown", 4)
 }
 
 func TestOddMessagesFromAServerDoNoHarm(t *testing.T) {

@@ -5,35 +5,42 @@ const [msg, btn, broadcast, disconnect, state, notice, messages, wire] =
     .map((id) => document.getElementById(id));
 
 const socket = io();
+const waiting = []; // texts that are sent once the socket is connected
 
-// What is typed goes out as "chat" or as "broadcast".
+// Sends the typed text as "chat" or as "broadcast".
 function say(event) {
-  if (msg.value.trim() === "") return;
-  notice.textContent = socket.connected ? "" : "It is kept until you are connected.";
-  socket.emit(event, { data: msg.value });
+  const text = msg.value;
+  if (text.trim() === "") return;
+  if (!socket.connected) waiting.push(text);
+  tell(event === "broadcast" ? "Sent to everyone but you." : "");
+  tellWaiting();
+  socket.emit(event, { data: text });
   msg.value = "";
 }
 
-// The buttons are a form's, whose Enter presses the first.
+// Enter in the form clicks its first button.
 btn.addEventListener("click", (ev) => {
   ev.preventDefault();
   say("chat");
 });
 broadcast.addEventListener("click", () => say("broadcast"));
 
-// What comes in is "grpchat", whoever said it and however.
-socket.on("grpchat", (text) => add(messages, text));
-socket.on("error", (words) => { notice.textContent = words; });
+// A message comes in as "grpchat", whoever sent it.
+socket.on("grpchat", (text) => add(messages, text, 1000));
+socket.on("error", (words) => tell(words, "error"));
 
 socket.on("connect", () => {
   show("connected", `connected as ${socket.id}`);
-  notice.textContent = "";
+  if (waiting.length > 0) tell("");
+  waiting.length = 0;
 });
+socket.on("connect_error", () => show("reconnecting", "cannot reach the server, trying again …"));
 socket.on("disconnect", (reason) => {
   if (reason === "transport close") show("reconnecting", "reconnecting …");
-  else show("disconnected", "disconnected"); // one of the two ends meant it
+  else show("disconnected", "disconnected"); // by the page or by the server, on purpose
 });
 disconnect.addEventListener("click", () => {
+  tell("");
   if (state.dataset.is === "disconnected") {
     show("reconnecting", "connecting …");
     socket.connect();
@@ -47,22 +54,36 @@ function show(is, words) {
   state.dataset.is = is;
   state.textContent = words;
   disconnect.textContent = is === "disconnected" ? "Connect" : "Disconnect";
+  tellWaiting();
 }
 
-// The last hundred messages as they cross the wire.
+function tell(words, kind = "news") {
+  notice.className = kind;
+  notice.textContent = words;
+}
+
+function tellWaiting() {
+  if (waiting.length === 0 || notice.className === "error" && notice.textContent !== "") return;
+  const when = state.dataset.is === "disconnected" ? "press Connect to send" : "to be sent when you reconnect";
+  tell(`Not connected; ${when}: ${waiting.map((text) => short(text, 60)).join(" / ")}`);
+}
+
+function short(text, most) {
+  return text.length > most ? text.slice(0, most) + "…" : text;
+}
+
+// The last hundred messages that crossed the wire.
 function trace(arrow) {
-  return (event, data) => {
-    add(wire, `${arrow} ${JSON.stringify({ event, data })}`);
-    if (wire.children.length > 100) wire.firstElementChild.remove();
-  };
+  return (event, data) => add(wire, short(`${arrow} ${JSON.stringify({ event, data })}`, 300), 100);
 }
 socket.onAny(trace("↓")).onAnyOutgoing(trace("↑"));
 
-function add(list, text) {
+function add(list, text, most) {
   const item = document.createElement("li");
-  // As text, never as HTML: what one says would run in everybody's page.
+  // As text, never as HTML: a user's markup would run in everybody's page.
   item.textContent = text;
   list.append(item);
+  if (list.children.length > most) list.firstElementChild.remove();
   list.showEnd();
 }
 
@@ -81,3 +102,6 @@ for (const list of [messages, wire]) {
     list.showEnd();
   }).observe(box);
 }
+
+// Within three.html, the link to it leads nowhere new.
+document.querySelector("footer a").hidden = window !== top;

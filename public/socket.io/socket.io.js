@@ -1,14 +1,14 @@
-// The page's io(): events over a WebSocket, each a text message of the form
-// {"event": "<name>", "data": <any JSON>}. The calls are those of Socket.IO, the
-// wire is not: a real Socket.IO client cannot talk to this server.
+// The page's io(): events over a WebSocket. Each event is a text message of the
+// form {"event": "<name>", "data": <any JSON>}. The calls are those of Socket.IO.
+// The wire format is not: a real Socket.IO client cannot talk to this server.
 "use strict";
 
 class Socket {
-  id; // the server's name for it; undefined while not connected
+  id; // assigned by the server; undefined while not connected
   connected = false;
 
   #url;
-  #ws = null; // the connection, open or on its way; never more than one
+  #ws = null; // the connection, open or being opened; never more than one
   #retry = null; // the timer of the next attempt, when there is no #ws
   #failures = 0; // since the last success
   #unsent = [];
@@ -17,18 +17,19 @@ class Socket {
   static #outgoing = Symbol("any event that goes out");
 
   constructor(url) {
-    this.#url = new URL(url, location.href);
+    // Without a scheme or a leading slash it is a host, as in Socket.IO.
+    this.#url = new URL(/^(\w+:\/)?\//.test(url) ? url : `//${url}`, location.href);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
 
-    // Chromium keeps the socket of a page that was left, though the page does
-    // not run: the server would talk to nobody. It may come back from history.
+    // Chromium keeps the connection of a page in its history open, while the page
+    // does not run. So close it, and connect again if the page comes back.
     let comeBack = false;
     addEventListener("pagehide", () => {
       comeBack = this.#ws !== null || this.#retry !== null;
       this.#leave("transport close");
     });
     addEventListener("pageshow", () => comeBack && this.connect());
-    // When the network goes, a socket alone would take minutes to notice.
+    // A WebSocket alone takes minutes to notice that the network is gone.
     addEventListener("offline", () => this.#ws && this.#lose());
     this.connect();
   }
@@ -38,17 +39,27 @@ class Socket {
     return this;
   }
 
+  // off(event, handler) takes away one such handler, off(event) all handlers of
+  // the event, off() all handlers of all events.
   off(event, handler) {
-    this.#handlers.set(event, this.#handlersOf(event).filter((other) => other !== handler));
+    const handlers = this.#handlersOf(event);
+    if (event === undefined) this.#handlers.clear();
+    else if (handler === undefined) this.#handlers.delete(event);
+    else if (handlers.includes(handler)) {
+      this.#handlers.set(event, handlers.toSpliced(handlers.indexOf(handler), 1));
+    }
     return this;
   }
 
-  // These handlers see all that crosses the wire, as (event, data).
+  // These handlers get every message that crosses the wire, as (event, data).
   onAny(handler) { return this.on(Socket.#incoming, handler); }
   onAnyOutgoing(handler) { return this.on(Socket.#outgoing, handler); }
 
-  // While not connected, what is emitted is kept.
-  emit(event, data) {
+  // While the socket is not connected, emit keeps the event and sends it later.
+  emit(event, data, ...more) {
+    if (more.length > 0 || typeof data === "function") {
+      throw new TypeError("emit sends one value: there are no acknowledgements, and no further values");
+    }
     this.#unsent.push({ event, data, text: JSON.stringify({ event, data }) });
     this.#flush();
     return this;
@@ -59,7 +70,12 @@ class Socket {
     this.#stopRetrying();
     this.#ws = new WebSocket(this.#url);
     this.#ws.onmessage = ({ data }) => this.#receive(JSON.parse(data));
-    this.#ws.onclose = ({ code }) => code === 1000 ? this.#leave("io server disconnect") : this.#lose();
+    this.#ws.onclose = ({ code, reason }) => {
+      const fault = code > 1001 && reason !== "";
+      if (fault) this.#run("error", reason);
+      if (code === 1000) this.#leave("io server disconnect");
+      else this.#lose();
+    };
     return this;
   }
 
@@ -76,12 +92,13 @@ class Socket {
     }
     this.#run(Socket.#incoming, event, data);
     this.#flush(); // before a connect handler emits more
-    // "disconnect" is for #drop to tell, and a handler may just have left.
-    if (this.connected && event !== "disconnect") this.#run(event, data);
+    // Only #drop and #lose report these two, and a handler may just have left.
+    const own = event === "disconnect" || event === "connect_error";
+    if (this.connected && !own) this.#run(event, data);
   }
 
   #flush() {
-    // A socket that is closing would drop what it is given, without a word.
+    // A WebSocket that is closing discards silently what it is told to send.
     while (this.connected && this.#ws.readyState === WebSocket.OPEN && this.#unsent.length > 0) {
       const { event, data, text } = this.#unsent.shift();
       this.#ws.send(text);
@@ -89,17 +106,19 @@ class Socket {
     }
   }
 
-  // The connection is over, and was not meant to be.
+  // The connection was lost, or could not be made: try again.
   #lose() {
-    // After 1, 2, 4, then 5 seconds, each cut by up to half, so that not all
-    // pages come back to a restarted server at once.
+    // After 1, 2, 4, then 5 seconds, each shortened by up to half, so that a
+    // restarted server does not get all its pages back at once.
+    const made = this.connected;
     const seconds = Math.min(2 ** this.#failures++, 5) * (1 - Math.random() / 2);
     this.#stopRetrying();
     this.#retry = setTimeout(() => this.connect(), seconds * 1000);
     this.#drop("transport close");
+    if (!made) this.#run("connect_error", new Error("the server cannot be reached"));
   }
 
-  // The connection is over, and nobody dials until connect() is called.
+  // The connection was ended on purpose: only connect() makes a new one.
   #leave(reason) {
     this.#stopRetrying();
     this.#drop(reason);
