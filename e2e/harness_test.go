@@ -94,7 +94,12 @@ func start(t *testing.T) *server { t.Helper(); return startAt(t, "127.0.0.1:0") 
 
 func startAt(t *testing.T, addr string) *server {
 	t.Helper()
-	s := &server{t: t, cmd: exec.Command(program, "-addr", addr)}
+	return startBy(t, exec.Command(program, "-addr", addr))
+}
+
+func startBy(t *testing.T, cmd *exec.Cmd) *server {
+	t.Helper()
+	s := &server{t: t, cmd: cmd}
 	s.cmd.Dir, s.cmd.Stderr = "..", s
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -9,12 +9,11 @@ const waiting = []; // texts that are sent once the socket is connected
 
 // Sends the typed text as "chat" or as "broadcast".
 function say(event) {
-  const text = msg.value;
-  if (text.trim() === "") return;
-  if (!socket.connected) waiting.push(text);
+  if (msg.value.trim() === "") return;
+  if (!socket.connected) waiting.push(msg.value);
   tell(event === "broadcast" ? "Sent to everyone but you." : "");
   tellWaiting();
-  socket.emit(event, { data: text });
+  socket.emit(event, { data: msg.value });
   msg.value = "";
 }
 
