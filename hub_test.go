@@ -195,33 +195,64 @@ func TestAClientMayWriteBeforeItReadsThatItIsDisconnected(t *testing.T) {
 
 func TestHandshakeIsTakenOnAnyPathAndOnlyAHandshake(t *testing.T) {
 	addr, _ := start(t, newChat())
+	const upgrade = "Connection: Upgrade\r\n"
 	for _, test := range []struct {
 		request string
 		status  int
 	}{
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\n", 101},
-		{"GET /any/path?q HTTP/1.1\r\nUpgrade: WebSocket\r\n", 101},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: a, b\r\n", 101},
-		{"GET / HTTP/1.1\r\nUpgrade: h2c\r\n", 200},
-		{"GET /none HTTP/1.1\r\nUpgrade: h2c\r\n", 404},
-		{"POST / HTTP/1.1\r\nUpgrade: websocket\r\n", 405},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://CHAT.example:3000\r\n", 101},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example\r\n", 403},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example:3001\r\n", 403},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://evil.example:3000\r\n", 403},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: null\r\n", 403},
-		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://%zz\r\n", 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\n" + upgrade, 101},
+		{"GET /any/path?q HTTP/1.1\r\nUpgrade: WebSocket\r\n" + upgrade, 101},
+		{"GET //a/../b/ HTTP/1.1\r\nUpgrade: websocket\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket, h2c\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: h2c,websocket\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: close\r\nConnection: Upgrade\r\n", 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: keep-alive, UPGRADE\r\n", 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: a\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: a, b\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\n", 400},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: notupgrade\r\n", 400},
+		{"GET / HTTP/1.1\r\nUpgrade: notwebsocket\r\n" + upgrade, 200},
+		{"GET / HTTP/1.1\r\nUpgrade: h2c\r\n" + upgrade, 200},
+		{"GET /none HTTP/1.1\r\nUpgrade: h2c\r\n" + upgrade, 404},
+		{"HEAD / HTTP/1.1\r\nUpgrade: websocket\r\n" + upgrade, 200},
+		{"POST / HTTP/1.1\r\nUpgrade: websocket\r\n" + upgrade, 405},
+		{"DELETE / HTTP/1.1\r\n", 405},
+		{"TRACE / HTTP/1.1\r\n", 405},
+		{"OPTIONS /script.js HTTP/1.1\r\n", 405},
+		{"CONNECT example.com:443 HTTP/1.1\r\n", 405},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://CHAT.example:3000\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example\r\n" + upgrade, 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example:3001\r\n" + upgrade, 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://evil.example:3000\r\n" + upgrade, 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: null\r\n" + upgrade, 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://%zz\r\n" + upgrade, 403},
 	} {
 		conn := must(net.Dial("tcp", addr))
-		fmt.Fprint(conn, test.request, "Host: chat.example:3000\r\nConnection: Upgrade\r\n",
+		fmt.Fprint(conn, test.request, "Host: chat.example:3000\r\n",
 			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil || response.StatusCode != test.status {
 			t.Errorf("%q: %v, %v; want %d", test.request, response, err, test.status)
 		} else if protocol := response.Header["Sec-Websocket-Protocol"]; protocol != nil {
 			t.Errorf("%q: agreed to protocol %q", test.request, protocol)
+		} else if allow := response.Header.Get("Allow"); test.status == 405 && allow != "GET, HEAD" {
+			t.Errorf("%q: allows %q", test.request, allow)
 		}
 		conn.Close()
+	}
+}
+
+func TestTheLogNamesARefusedOriginAndItsHost(t *testing.T) {
+	logged := make(logger, 10)
+	log.SetOutput(logged)
+	defer log.SetOutput(io.Discard)
+	addr, _ := start(t, newChat())
+	conn := must(net.Dial("tcp", addr))
+	defer conn.Close()
+	io.WriteString(conn, strings.Replace(handshake, "Host: x\r\n", "Host: inner:3000\r\nOrigin: https://chat.example\r\n", 1))
+	if line := <-logged; !strings.Contains(line, `"https://chat.example"`) || !strings.Contains(line, `"inner:3000"`) {
+		t.Errorf("logged %q", line)
 	}
 }
 
@@ -829,16 +860,16 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 func TestCannotStartSaysWhyAndExits1(t *testing.T) {
 	taken := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer taken.Close()
-	for _, test := range []struct{ dir, addr, words string }{
-		{".", taken.Addr().String(), "address already in use"},
-		{".", "nonsense", "cannot listen on nonsense"},
-		{t.TempDir(), "127.0.0.1:0", "cannot open public/"},
+	for _, test := range []struct{ dir, arg, words string }{
+		{".", "-addr=" + taken.Addr().String(), "address already in use"},
+		{".", "-addr=nonsense", "cannot listen on nonsense"},
+		{".", ":8080", `unexpected argument ":8080"`},
+		{t.TempDir(), "-addr=127.0.0.1:0", "cannot open public/"},
 	} {
-		cmd := process(test.dir, test.addr)
-		out, err := cmd.CombinedOutput()
+		out, err := process(test.dir, test.arg).CombinedOutput()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 1 || bytes.Count(out, []byte("\n")) != 1 || !strings.Contains(string(out), test.words) {
-			t.Errorf("-addr %s: %v, %q", test.addr, err, out)
+			t.Errorf("%s: %v, %q", test.arg, err, out)
 		}
 	}
 }
@@ -1225,14 +1256,14 @@ type chatProcess struct {
 	addr string
 }
 
-func process(dir, addr string) *exec.Cmd {
-	cmd := exec.Command(must(os.Executable()), "-addr", addr)
+func process(dir, arg string) *exec.Cmd {
+	cmd := exec.Command(must(os.Executable()), arg)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "BE_THE_CHAT=1")
 	return cmd
 }
 
 func startProcess(t *testing.T, dir string) *chatProcess {
-	cmd := process(dir, "127.0.0.1:0")
+	cmd := process(dir, "-addr=127.0.0.1:0")
 	stderr := must(cmd.StderrPipe())
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
