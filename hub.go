@@ -105,8 +105,7 @@ func (h *Hub) Close() {
 //	"disconnect"   the application's handlers run
 //	finishClosing  the rest of the queue is written, both sides close TCP, the hub forgets
 type Socket struct {
-	ID string // unguessable and unique; the client has the same
-
+	ID       string // unguessable and unique; the client has the same
 	hub      *Hub
 	handlers map[string][]Handler       // by event; only the reader uses them
 	conn     net.Conn                   // the reader reads it, the writer writes it
@@ -230,7 +229,6 @@ func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
 	s.pinger = time.AfterFunc(pingPeriod, func() { s.push(newFrame(websocket.PingFrame, nil)) })
 	defer s.pinger.Stop()
-	s.Emit("connect", map[string]string{"id": s.ID}) // the first event, as no one else has s yet
 	s.hub.join(s)
 	s.try(func() {
 		s.hub.connection(s)
@@ -256,25 +254,15 @@ func (s *Socket) try(handlers func()) {
 	handlers()
 }
 
+// join queues "connect" under one lock: a client that has got it misses no event from then on.
 func (h *Hub) join(s *Socket) {
+	connect, _ := eventFrame("connect", map[string]string{"id": s.ID})
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sockets[s.ID] = s
+	s.pushLocked(connect)
 	if h.closed {
 		s.startClosingLocked(errStopping)
-	}
-}
-
-// readMessages routes the client's messages. It returns why there are no more.
-func (s *Socket) readMessages() *closeError {
-	for {
-		text, why := s.nextMessage()
-		if why != nil {
-			return why
-		}
-		if err := s.route(text); err != nil {
-			s.Emit("error", err.Error())
-		}
 	}
 }
 
@@ -424,29 +412,34 @@ func newCloseError(code uint16, reason string) *closeError {
 	return &closeError{reason, newFrame(websocket.CloseFrame, payload)}
 }
 
-// nextMessage joins fragments to a message (RFC 6455, section 5.4), and answers the control frames
-// that come between them.
-func (s *Socket) nextMessage() (text []byte, why *closeError) {
+// readMessages joins frames to messages (RFC 6455, section 5.4) and routes each message. It returns
+// why no more can come.
+func (s *Socket) readMessages() *closeError {
+	var text []byte
 	for unfinished := false; ; {
 		fin, opcode, payload, why := s.nextFrame(maxMessageSize - len(text))
 		switch {
 		case why != nil:
-			return nil, why
+			return why
 		case opcode == websocket.PingFrame:
 			s.push(newFrame(websocket.PongFrame, payload))
-		case opcode == websocket.PongFrame: // nextFrame has noticed that the client is there
+		case opcode == websocket.PongFrame: // nothing to do: that it came is enough
 		case opcode == websocket.CloseFrame:
-			return nil, echoClose(payload)
+			return echoClose(payload)
 		case unfinished != (opcode == websocket.ContinuationFrame):
-			return nil, newCloseError(1002, "unexpected continuation, or a message inside another")
+			return newCloseError(1002, "unexpected continuation, or a message inside another")
 		case opcode == websocket.BinaryFrame:
-			return nil, newCloseError(1003, "messages must be text, not binary")
+			return newCloseError(1003, "messages must be text, not binary")
 		default:
 			text, unfinished = append(text, payload...), !fin
 			if fin && !utf8.Valid(text) {
-				return nil, newCloseError(1007, "text must be UTF-8")
-			} else if fin {
-				return text, nil
+				return newCloseError(1007, "text must be UTF-8")
+			}
+			if fin {
+				if err := s.route(text); err != nil {
+					s.Emit("error", err.Error())
+				}
+				text = nil
 			}
 		}
 	}

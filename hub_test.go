@@ -22,7 +22,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/fstest"
 	"testing/synctest"
 	"time"
 )
@@ -45,6 +44,31 @@ func TestConnectComesFirstWithAUniqueID(t *testing.T) {
 	if a.id == b.id || len(a.id) < 20 {
 		t.Errorf("ids %q and %q", a.id, b.id)
 	}
+}
+
+func TestAClientThatIsConnectedMissesNothing(t *testing.T) {
+	hub := NewHub()
+	addr, _ := start(t, hub)
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for n := range 100 {
+				c := dial(t, addr) // returns as soon as "connect" has come
+				event := fmt.Sprint(i, "-", n)
+				hub.Emit(event, nil)
+				for c.conn.SetReadDeadline(time.Now().Add(5 * time.Second)); ; {
+					if _, payload := c.readFrame(); strings.Contains(payload, event) {
+						break
+					} else if !strings.HasPrefix(payload, "{") {
+						t.Errorf("missed the event after connect: %s", payload)
+						break
+					}
+				}
+				c.conn.Close()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestChatReachesEveryoneAndBroadcastEveryoneElse(t *testing.T) {
@@ -1008,7 +1032,7 @@ func FuzzRoute(f *testing.F) {
 	f.Add(`[{"event":5}]`)
 	f.Fuzz(func(t *testing.T, text string) {
 		var got *string
-		s := &Socket{handlers: map[string][]Handler{"chat": {withChatData(func(chatdata ChatData) error {
+		s := &Socket{handlers: map[string][]Handler{"chat": {withChatData(func(chatdata chatData) error {
 			got = &chatdata.Data
 			return nil
 		})}}}
@@ -1068,7 +1092,7 @@ func BenchmarkIdle(b *testing.B) {
 // start serves a hub on loopback for the length of a test.
 func start(t testing.TB, hub *Hub) (addr string, server *http.Server) {
 	s := httptest.NewUnstartedServer(nil)
-	s.Config = newServer(hub, fstest.MapFS{"index.html": {Data: []byte("the page")}})
+	s.Config = newServer(hub, must(os.OpenRoot("public")))
 	s.Start()
 	t.Cleanup(func() {
 		hub.Close()
@@ -1083,7 +1107,7 @@ type pipes chan net.Conn
 
 func startPipes(t *testing.T, hub *Hub) pipes {
 	p := make(pipes)
-	server := newServer(hub, fstest.MapFS{})
+	server := newServer(hub, must(os.OpenRoot("public")))
 	go server.Serve(p)
 	t.Cleanup(func() {
 		hub.Close()
@@ -1181,6 +1205,10 @@ func (c *client) chatter(total, size int) {
 // read returns the next frame's first byte and its payload; 0 if there is none.
 func (c *client) read() (head byte, payload string) {
 	c.conn.SetReadDeadline(time.Now().Add(time.Minute))
+	return c.readFrame()
+}
+
+func (c *client) readFrame() (head byte, payload string) {
 	var h [10]byte
 	if _, err := io.ReadFull(c.in, h[:2]); err != nil {
 		return 0, err.Error()

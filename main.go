@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -18,8 +17,7 @@ import (
 	"time"
 )
 
-// ChatData comes with "chat" and "broadcast": {data: msg.value} on the page.
-type ChatData struct{ Data string }
+type chatData struct{ Data string } // of "chat" and "broadcast": {data: msg.value} on the page
 
 // newChat is the tutorial's server. Its lines are comments above ours.
 func newChat() *Hub {
@@ -30,11 +28,11 @@ func newChat() *Hub {
 		// console.log("client connected", socket.id)
 		log.Println("client connected", socket.ID)
 		// socket.on('chat', (chatdata) => {
-		socket.On("chat", withChatData(func(chatdata ChatData) error {
+		socket.On("chat", withChatData(func(chatdata chatData) error {
 			// io.emit('grpchat', chatdata.data)
 			return io.Emit("grpchat", chatdata.Data)
 		}))
-		socket.On("broadcast", withChatData(func(chatdata ChatData) error {
+		socket.On("broadcast", withChatData(func(chatdata chatData) error {
 			// socket.broadcast.emit('grpchat', chatdata.data)
 			return socket.Broadcast("grpchat", chatdata.Data)
 		}))
@@ -46,10 +44,10 @@ func newChat() *Hub {
 	return io
 }
 
-// withChatData makes a Handler that decodes its data, and rejects what is not a ChatData.
-func withChatData(handle func(ChatData) error) Handler {
+// withChatData makes a Handler that decodes its data, and rejects what is not a chatData.
+func withChatData(handle func(chatData) error) Handler {
 	return func(data json.RawMessage) error {
-		var chatdata ChatData
+		var chatdata chatData
 		if json.Unmarshal(data, &chatdata) != nil || chatdata.Data == "" {
 			return errors.New(`data must look like {"data":"hello"}`)
 		}
@@ -68,7 +66,7 @@ func main() {
 		log.Fatalf("cannot open public/; run this from the project's folder: %v", err)
 	}
 	io := newChat()
-	server := newServer(io, public.FS())
+	server := newServer(io, public)
 	// httpServer.listen(3000)
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
@@ -90,9 +88,9 @@ func main() {
 }
 
 // newServer routes WebSocket handshakes, on any path, to the hub, and all else to the files.
-func newServer(io *Hub, public fs.FS) *http.Server {
+func newServer(io *Hub, public *os.Root) *http.Server {
 	// app.use(express.static(path.join(__dirname, 'public')))
-	files := http.FileServerFS(public)
+	files := http.FileServerFS(public.FS())
 	var handler http.HandlerFunc = func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
