@@ -35,7 +35,7 @@ type Hub struct {
 	connection func(*Socket) // the handler of "connection"; set before serving, then only read
 
 	mu      sync.Mutex         // guards what follows; never held during network I/O or in a handler
-	changed *sync.Cond         // on mu: a queue is shorter, or a socket closes or has left
+	changed *sync.Cond         // on mu; tells of a shorter queue, of the end of a writer or a socket
 	sockets map[string]*Socket // by ID, from the handshake until the connection is closed
 	full    map[*Socket]bool   // sockets whose queue is longer than maxQueue; Emit waits for them
 	closed  bool               // Close was called
@@ -58,7 +58,8 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 }
 
 // Emit sends an event to every socket. All sockets get all events in the same order. Emit waits
-// for clients that read slowly, 2 s at most. It fails if data cannot be encoded as JSON.
+// for clients that read slowly; a stuck client is dropped within 1.8 s. Emit fails if data cannot
+// be encoded as JSON.
 func (h *Hub) Emit(event string, data any) error { return h.emit(event, data, nil) }
 
 func (h *Hub) emit(event string, data any, except *Socket) error {
@@ -100,7 +101,7 @@ func (h *Hub) Close() {
 //	"connection"   the application adds its handlers
 //	readMessages   each message runs the handlers of its event
 //	startClosing   by Disconnect or Hub.Close, or because the client closed, broke a rule, or
-//	               is lost: the close frame is queued; all that follows takes closeWait at most
+//	               is lost: the close frame is queued; closeWait later, TCP is closed anyhow
 //	readMessages   goes on until the client's close frame comes
 //	"disconnect"   the application's handlers run
 //	finishClosing  the rest of the queue is written, both sides close TCP, the hub forgets
@@ -117,11 +118,11 @@ type Socket struct {
 	queue      [][]byte  // frames that are not written yet; sockets share their bytes
 	queued     int       // the bytes in queue, with frameCost for each frame
 	writing    bool      // the writer runs
-	batchBegan time.Time // when the writer began its current batch
+	batchBegan time.Time // when the writer began its batch: the batch's time counts from then
 }
 
 // A Handler gets an event's data as JSON, or nil if the client sent none. If it returns an error,
-// the client gets the error's text as an "error" event.
+// the client gets the text as an "error" event, and later handlers of this event do not run.
 type Handler func(data json.RawMessage) error
 
 // On adds a handler for an event, or for "disconnect", which comes once and has the reason as its
@@ -131,8 +132,8 @@ func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client. It waits while the client reads slowly, writeWait at most.
-// It fails if data cannot be encoded as JSON.
+// Emit sends an event to this client. It waits while half of maxQueue waits for the client. It
+// fails if data cannot be encoded as JSON.
 func (s *Socket) Emit(event string, data any) error {
 	frame, err := eventFrame(event, data)
 	if err == nil {
@@ -175,7 +176,7 @@ func checkOrigin(config *websocket.Config, r *http.Request) error {
 	if err == nil && (page == nil || strings.EqualFold(page.Host, r.Host)) {
 		return nil
 	}
-	log.Printf("refused a page: its origin %q is not the host %q", r.Header.Get("Origin"), r.Host)
+	log.Printf("refused a page: origin %.99q is not the host %.99q", r.Header.Get("Origin"), r.Host)
 	return websocket.ErrBadWebSocketOrigin
 }
 
@@ -205,19 +206,19 @@ func (s *Socket) route(text []byte) error {
 	return nil
 }
 
-// Part 2: the life of a socket. You can stop here: the chat needs no more words than those above.
-// What follows keeps them true when clients are slow, hostile or gone.
+// Part 2: the life of a socket. You can stop here: part 1 is enough to use a hub. What follows
+// makes it hold when clients are slow, hostile or gone.
 
 const (
 	maxMessageSize = 64 << 10  // bytes; a longer message closes its connection with 1009
-	maxQueue       = 2 << 20   // bytes that wait for one client; beyond it, Hub.Emit waits too
+	maxQueue       = 2 << 20   // bytes that wait for one client; beyond it, Hub.Emit waits
 	maxIdleQueue   = 2048      // frames that an empty queue keeps space for: 48 KB
 	frameCost      = 64        // bytes that each queued frame counts for, beside its own
 	maxBatch       = 256 << 10 // bytes in one write call; a longer queue is several batches
-	sendBuffer     = 128 << 10 // bytes that the kernel holds; its own choice would hide megabytes
+	sendBuffer     = 128 << 10 // bytes that the kernel holds; by default it hides megabytes
 
-	writeWait  = 20 * time.Second       // for a batch, then the client is dropped; a radio gap fits
-	fullWait   = 900 * time.Millisecond // for a batch while Hub.Emit waits, perhaps for two of them
+	writeWait  = 20 * time.Second       // for a batch, then the client is dropped; bridges a radio gap
+	fullWait   = 900 * time.Millisecond // the same, while Hub.Emit waits; it may wait for two batches
 	pingPeriod = 25 * time.Second       // of silence, then a ping; some proxies close after 30 s
 	pongWait   = 2 * pingPeriod         // for the next whole frame, then the client is dropped
 	closeWait  = 3 * time.Second        // for the handshake's answer, and for all of a closing
@@ -266,8 +267,8 @@ func (h *Hub) join(s *Socket) {
 	}
 }
 
-// push queues a frame for this client alone. It waits while half of maxQueue is taken: a client
-// that does not read the answers to its own messages never fills its queue, and Emit never waits.
+// push queues a frame for this client alone. It waits while half of maxQueue is taken. So a client
+// that does not read the answers to its own messages never makes Hub.Emit wait.
 func (s *Socket) push(frame []byte) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
@@ -354,8 +355,8 @@ func (s *Socket) startClosingLocked(why *closeError) {
 	s.hub.changed.Broadcast()
 }
 
-// finishClosing waits until the client has got everything and has closed TCP. It reads what still
-// comes: with unread input, the kernel would discard what is on its way to the client.
+// finishClosing waits until all is written and the client has closed TCP. It discards what still
+// comes: to close TCP with unread input is to reset it, and the client would lose the last frames.
 func (s *Socket) finishClosing() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
@@ -366,13 +367,14 @@ func (s *Socket) finishClosing() {
 	if tcp, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		tcp.CloseWrite()
 	}
+	s.conn.SetReadDeadline(time.Time{}) // startClosing has set the limit
 	io.Copy(io.Discard, s.conn)
 	s.hub.mu.Lock()
 	delete(s.hub.sockets, s.ID)
 	s.hub.changed.Broadcast()
 }
 
-// A hijacker gives x/net the connection, and lets the socket keep it too.
+// A hijacker gives x/net the connection, and the socket too: x/net would hide it.
 type hijacker struct {
 	http.ResponseWriter
 	socket *Socket
@@ -381,15 +383,14 @@ type hijacker struct {
 // Hijack is called by x/net before it answers the handshake.
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, buffers, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
+	if err == nil {
+		conn.SetWriteDeadline(time.Now().Add(closeWait))
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.SetWriteBuffer(sendBuffer)
 	}
-	conn.SetWriteDeadline(time.Now().Add(closeWait))
 	h.socket.conn = conn
-	return conn, buffers, nil
+	return conn, buffers, err
 }
 
 // Part 3: the wire.
@@ -423,11 +424,11 @@ func (s *Socket) readMessages() *closeError {
 			return why
 		case opcode == websocket.PingFrame:
 			s.push(newFrame(websocket.PongFrame, payload))
-		case opcode == websocket.PongFrame: // nothing to do: that it came is enough
+		case opcode == websocket.PongFrame: // nextFrame has reset the timers
 		case opcode == websocket.CloseFrame:
 			return echoClose(payload)
 		case unfinished != (opcode == websocket.ContinuationFrame):
-			return newCloseError(1002, "unexpected continuation, or a message inside another")
+			return newCloseError(1002, "unexpected continuation frame, or the last message has not ended")
 		case opcode == websocket.BinaryFrame:
 			return newCloseError(1003, "messages must be text, not binary")
 		default:
@@ -445,20 +446,17 @@ func (s *Socket) readMessages() *closeError {
 	}
 }
 
-// echoClose answers a close frame with its own code (RFC 6455, section 5.5.1), or with none.
+// echoClose answers a close frame with its own code, or with none (RFC 6455, section 5.5.1).
 func echoClose(payload []byte) *closeError {
-	if len(payload) == 0 {
-		return &closeError{"client disconnect", newFrame(websocket.CloseFrame, nil)}
-	}
-	code := binary.BigEndian.Uint16(append(payload, 0)) // one byte alone is no code
-	reserved := code > 1003 && code < 1007 || code > 1014 && code < 3000
-	switch {
-	case len(payload) == 1, code < 1000, code > 4999, reserved:
+	code := payload[:min(2, len(payload))]
+	switch n := binary.BigEndian.Uint16(append(slices.Clone(code), 0, 0)); { // section 7.4
+	case len(code) == 0:
+	case len(code) == 1, n < 1000, n > 1003 && n < 1007, n > 1014 && n < 3000, n > 4999:
 		return newCloseError(1002, "invalid close code")
 	case !utf8.Valid(payload[2:]):
 		return newCloseError(1007, "a close reason must be UTF-8")
 	}
-	return &closeError{"client disconnect", newFrame(websocket.CloseFrame, payload[:2])}
+	return &closeError{"client disconnect", newFrame(websocket.CloseFrame, code)}
 }
 
 // nextFrame reads a frame, and makes the checks that x/net leaves out (RFC 6455, section 5.2).
@@ -485,7 +483,8 @@ func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, wh
 	case !control && length > limit:
 		why = newCloseError(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	default:
-		payload, _ = io.ReadAll(frame) // takes memory only for what arrives
+		// ReadAll takes memory only for what arrives. On 32-bit machines, x/net may cut the length.
+		payload, _ = io.ReadAll(io.LimitReader(frame, int64(length)))
 		if len(payload) < length {
 			why = errLost
 		}
