@@ -970,7 +970,7 @@ func Example() {
 func TestTheReadmeQuotesWhatIsThere(t *testing.T) {
 	read := func(name string) string { return string(must(os.ReadFile(name))) }
 	lines := map[string]int{}
-	for _, name := range []string{"main.go", "hub.go", "public/index.html", "public/script.js", "public/socket.io/socket.io.js"} {
+	for _, name := range []string{"go.mod", "main.go", "hub.go", "public/index.html", "public/script.js", "public/socket.io/socket.io.js"} {
 		for line := range strings.Lines(read(name)) {
 			lines[strings.TrimSpace(line)]++
 		}
