@@ -29,8 +29,7 @@ import (
 
 // Part 1: the tutorial's words.
 
-// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call its methods,
-// except On and Close.
+// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit.
 type Hub struct {
 	connection func(*Socket) // the handler of "connection"; set before serving, then only read
 
@@ -132,8 +131,8 @@ func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client. It waits while half of maxQueue waits for the client. It
-// fails if data cannot be encoded as JSON.
+// Emit sends an event to this client. It waits while more than half of maxQueue is queued for the
+// client. It fails if data cannot be encoded as JSON.
 func (s *Socket) Emit(event string, data any) error {
 	frame, err := eventFrame(event, data)
 	if err == nil {
@@ -171,7 +170,7 @@ func findToken(lines []string, token string) string {
 // checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	config.Protocol = nil // refuse all subprotocols; x/net would accept the first
+	config.Protocol = nil // refuse all subprotocols; x/net would accept a single one
 	page, err := websocket.Origin(config, r)
 	if err == nil && (page == nil || strings.EqualFold(page.Host, r.Host)) {
 		return nil
@@ -228,7 +227,7 @@ const (
 // the socket's reader. When serve returns, x/net closes the connection.
 func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
-	s.pinger = time.AfterFunc(pingPeriod, func() { s.push(newFrame(websocket.PingFrame, nil)) })
+	s.pinger = time.AfterFunc(pingPeriod, s.ping)
 	defer s.pinger.Stop()
 	s.hub.join(s)
 	s.try(func() {
@@ -276,6 +275,13 @@ func (s *Socket) push(frame []byte) {
 		s.hub.changed.Wait()
 	}
 	s.pushLocked(frame)
+}
+
+// ping does not wait for space: a client that is busy reading must get its ping, too.
+func (s *Socket) ping() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	s.pushLocked(newFrame(websocket.PingFrame, nil))
 }
 
 // pushLocked queues a frame. The caller of a method named …Locked holds hub.mu.
@@ -350,6 +356,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 		s.pushLocked(why.frame)
 	}
 	s.closing.Store(why)
+	s.conn.SetWriteDeadline(time.Now().Add(closeWait))   // for the batch that is being written
 	time.AfterFunc(closeWait, func() { s.conn.Close() }) // does nothing if serve has returned
 	delete(s.hub.full, s)
 	s.hub.changed.Broadcast()
@@ -374,7 +381,7 @@ func (s *Socket) finishClosing() {
 	s.hub.changed.Broadcast()
 }
 
-// A hijacker gives x/net the connection, and the socket too: x/net would hide it.
+// A hijacker gives x/net the connection, and also stores it in the socket: x/net hides it.
 type hijacker struct {
 	http.ResponseWriter
 	socket *Socket

@@ -473,6 +473,25 @@ func TestWhatIsWrongOnTheWireClosesWithItsCodeAndReason(t *testing.T) {
 	}
 }
 
+func TestTheCloseFrameArrivesThoughMoreInputIsOnItsWay(t *testing.T) {
+	t.Parallel()
+	hub := NewHub()
+	hub.On("connection", func(socket *Socket) {
+		for n := range 150 {
+			socket.Emit("n", fmt.Sprintf("%01000d", n))
+		}
+	})
+	addr, _ := start(t, hub)
+	c := dial(t, addr)
+	c.conn.(*net.TCPConn).SetReadBuffer(4096)
+	c.write(append([]byte(masked(0x83, "")), make([]byte, 100_000)...))
+	eventually(t, func() bool { return sockets(hub) == 0 }) // before the client has read it all
+	for n := range 150 {
+		c.hears("n", fmt.Sprintf(`"%01000d"`, n))
+	}
+	c.closes(1002, "reserved")
+}
+
 func TestCloseCodesAreEchoedIfTheyMayBeSent(t *testing.T) {
 	addr, _ := start(t, newChat())
 	for code, want := range map[int]int{
@@ -679,6 +698,30 @@ func TestASlowReaderIsDroppedAndAQuickOneKept(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestABusyReaderGetsItsPingsAndStays(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		listener := startPipes(t, newChat())
+		busy, talker := listener.client(t), listener.client(t)
+		go talker.drain()
+		go func() { // as fast as the reader takes it: its queue is always long
+			frame := []byte(masked(0x81, `{"event":"chat","data":{"data":"`+strings.Repeat("x", 60_000)+`"}}`))
+			for err := error(nil); err == nil; _, err = talker.conn.Write(frame) {
+			}
+		}()
+		defer talker.conn.Close()
+		defer busy.conn.Close()
+		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(120 * time.Millisecond) {
+			head, payload := busy.read()
+			if head == 0x89 {
+				busy.frame(0x8a, payload)
+			} else if head != 0x81 {
+				t.Fatalf("after %v: %#x %s", time.Since(began), head, payload)
+			}
+		}
+	})
 }
 
 func TestAClientThatNeverReadsWhileTCPBuffersIsDropped(t *testing.T) {
@@ -1012,6 +1055,7 @@ func FuzzWire(f *testing.F) {
 	}
 	addr, server := start(f, newChat())
 	server.ErrorLog = log.New(logger(nil), "", 0)
+	log.SetOutput(logger(nil))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		c := dial(t, addr)
 		c.write(raw)
@@ -1310,14 +1354,15 @@ func startProcess(t *testing.T, dir string) *chatProcess {
 	return &chatProcess{cmd, addr}
 }
 
-// A logger passes on what is logged; a nil one fails the test program.
+// A logger passes on what is logged. A nil one ends the test program if a panic is logged.
 type logger chan string
 
 func (l logger) Write(p []byte) (int, error) {
-	if l == nil {
+	if l != nil {
+		l <- string(p)
+	} else if bytes.Contains(p, []byte("panic")) {
 		panic(string(p))
 	}
-	l <- string(p)
 	return len(p), nil
 }
 

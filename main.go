@@ -19,7 +19,7 @@ import (
 
 type chatData struct{ Data string } // of "chat" and "broadcast": {data: msg.value} on the page
 
-// newChat is the tutorial's server. Its lines are comments above ours.
+// newChat is the tutorial's server. Each tutorial line is a comment above its Go line.
 func newChat() *Hub {
 	// const io = new Server(httpServer)
 	io := NewHub()
@@ -49,7 +49,7 @@ func withChatData(handle func(chatData) error) Handler {
 	return func(data json.RawMessage) error {
 		var chatdata chatData
 		if json.Unmarshal(data, &chatdata) != nil || chatdata.Data == "" {
-			return errors.New(`data must look like {"data":"hello"}`)
+			return errors.New(`data must look like {"data":"hello"}, with some text`)
 		}
 		return handle(chatdata)
 	}

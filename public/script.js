@@ -63,7 +63,7 @@ function tell(words, kind = "news") {
 
 function tellWaiting() {
   if (waiting.length === 0 || notice.className === "error" && notice.textContent !== "") return;
-  const when = state.dataset.is === "disconnected" ? "press Connect to send" : "to be sent when you reconnect";
+  const when = state.dataset.is === "disconnected" ? "press Connect to send" : "will be sent when you reconnect";
   tell(`Not connected; ${when}: ${waiting.map((text) => short(text, 60)).join(" / ")}`);
 }
 
@@ -102,5 +102,5 @@ for (const list of [messages, wire]) {
   }).observe(box);
 }
 
-// Within three.html, the link to it leads nowhere new.
+// Within three.html, the link would open the same page.
 document.querySelector("footer a").hidden = window !== top;

@@ -12,7 +12,7 @@ class Socket {
   #retry = null; // the timer of the next attempt, when there is no #ws
   #failures = 0; // since the last success
   #unsent = [];
-  #handlers = new Map(); // by event, or one of these:
+  #handlers = new Map(); // by event name, or by one of these:
   static #incoming = Symbol("any event that comes in");
   static #outgoing = Symbol("any event that goes out");
 
@@ -92,7 +92,7 @@ class Socket {
     }
     this.#run(Socket.#incoming, event, data);
     this.#flush(); // before a connect handler emits more
-    // Only #drop and #lose report these two, and a handler may just have left.
+    // The server cannot send these two. And a handler may have disconnected.
     const own = event === "disconnect" || event === "connect_error";
     if (this.connected && !own) this.#run(event, data);
   }
