@@ -295,7 +295,7 @@ func (s *Socket) pushLocked(frame []byte) {
 		s.writing = true
 		go s.write()
 	}
-	if s.queued > maxQueue && !s.hub.full[s] {
+	if s.queued > maxQueue {
 		s.hub.full[s] = true
 		s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
 	}

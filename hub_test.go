@@ -1252,6 +1252,7 @@ func (c *client) read() (head byte, payload string) {
 	return c.readFrame()
 }
 
+// readFrame is read, within the time that the caller has set.
 func (c *client) readFrame() (head byte, payload string) {
 	var h [10]byte
 	if _, err := io.ReadFull(c.in, h[:2]); err != nil {

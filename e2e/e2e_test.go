@@ -121,6 +121,17 @@ func TestAFaultOfThePagesIsShownUntilSomethingElseIsSent(t *testing.T) {
 	p.sees("notice.textContent", "")
 }
 
+func TestAPageThatLeavesOnAFaultDoesNotComeBack(t *testing.T) {
+	p := open(t, start(t).url, clock)
+	p.status("connected as")
+	p.js(`
+		const told = [];
+		socket.on("error", () => socket.disconnect()).on("disconnect", (reason) => told.push(reason));
+		socket.emit("chat", { data: "x".repeat(70_000) })`)
+	p.sees("told", []string{"io client disconnect"})
+	p.sees("[dials, timers.size, socket.connected]", []any{1.0, 0.0, false})
+}
+
 func TestWhatOneDoesShowsAtOnceAndNoticesGoWhenTheyAreNoLongerTrue(t *testing.T) {
 	s := start(t)
 	p := enter(t, s)
@@ -207,13 +218,20 @@ func TestThePageFitsAPhone(t *testing.T) {
 	}
 }
 
-// paleTexts lists what has less contrast than WCAG 2 asks for (1.4.3, AA).
-const paleTexts = `(() => {
+// contrast is that of two colours, as WCAG 2 defines it.
+const contrast = `
 	const numbers = (color) => color.match(/[\d.]+/g).map(Number);
 	const light = (color) => {
 		const [r, g, b] = numbers(color).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
 		return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 	};
+	const contrast = (one, other) => {
+		const [dark, bright] = [light(one), light(other)].sort((x, y) => x - y);
+		return (bright + 0.05) / (dark + 0.05);
+	};`
+
+// paleTexts lists what has less contrast than WCAG 2 asks for (1.4.3, AA).
+const paleTexts = `(() => {` + contrast + `
 	const ground = (e) => {
 		const color = e ? getComputedStyle(e).backgroundColor : "rgb(255, 255, 255)";
 		return numbers(color)[3] === 0 ? ground(e.parentElement) : color;
@@ -223,25 +241,19 @@ const paleTexts = `(() => {
 		for (const part of ["", "::before"]) {
 			const { color, content } = getComputedStyle(e, part);
 			const text = part ? content !== "none" : e.matches("input") || [...e.childNodes].some((n) => n.nodeType === 3);
-			const [dark, bright] = [light(color), light(ground(e))].sort((x, y) => x - y);
-			const contrast = (bright + 0.05) / (dark + 0.05);
-			if (text && e.checkVisibility() && contrast < 4.5) pale.push(e.tagName + e.id + part + " " + contrast);
+			const ratio = contrast(color, ground(e));
+			if (text && e.checkVisibility() && ratio < 4.5) pale.push(e.tagName + e.id + part + " " + ratio);
 		}
 	}
 	return pale;
 })()`
 
-// faintBorders lists the controls whose border has less contrast than WCAG 2 asks for (1.4.11).
-const faintBorders = `(() => {
-	const light = (color) => color.match(/[\d.]+/g).map(Number).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-		.reduce((sum, c, n) => sum + [0.2126, 0.7152, 0.0722][n] * c, 0);
-	return [...document.querySelectorAll("input, button")].filter((e) => {
-		const border = light(getComputedStyle(e).borderColor);
-		return [e, document.body].some((other) => {
-			const [dark, bright] = [border, light(getComputedStyle(other).backgroundColor)].sort((x, y) => x - y);
-			return other === document.body && (bright + 0.05) / (dark + 0.05) < 3;
-		});
-	}).map((e) => e.id);
+// faintBorders lists the controls whose border has less contrast with the page than WCAG 2 asks
+// for (1.4.11).
+const faintBorders = `(() => {` + contrast + `
+	const page = getComputedStyle(document.body).backgroundColor;
+	return [...document.querySelectorAll("input, button")]
+		.filter((e) => contrast(getComputedStyle(e).borderColor, page) < 3).map((e) => e.id);
 })()`
 
 func TestEveryTextIsReadableInLightAndDark(t *testing.T) {

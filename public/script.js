@@ -62,7 +62,7 @@ function tell(words, kind = "news") {
 }
 
 function tellWaiting() {
-  if (waiting.length === 0 || notice.className === "error" && notice.textContent !== "") return;
+  if (waiting.length === 0 || notice.className === "error") return;
   const when = state.dataset.is === "disconnected" ? "press Connect to send" : "will be sent when you reconnect";
   tell(`Not connected; ${when}: ${waiting.map((text) => short(text, 60)).join(" / ")}`);
 }

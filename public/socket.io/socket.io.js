@@ -69,10 +69,11 @@ class Socket {
     if (this.#ws) return this;
     this.#stopRetrying();
     this.#ws = new WebSocket(this.#url);
-    this.#ws.onmessage = ({ data }) => this.#receive(JSON.parse(data));
-    this.#ws.onclose = ({ code, reason }) => {
-      const fault = code > 1001 && reason !== "";
-      if (fault) this.#run("error", reason);
+    const ws = this.#ws;
+    ws.onmessage = ({ data }) => this.#receive(JSON.parse(data));
+    ws.onclose = ({ code, reason }) => {
+      if (code > 1001 && reason !== "") this.#run("error", reason);
+      if (this.#ws !== ws) return; // a handler of that error has left
       if (code === 1000) this.#leave("io server disconnect");
       else this.#lose();
     };
@@ -108,9 +109,9 @@ class Socket {
 
   // The connection was lost, or could not be made: try again.
   #lose() {
+    const made = this.connected;
     // After 1, 2, 4, then 5 seconds, each shortened by up to half, so that a
     // restarted server does not get all its pages back at once.
-    const made = this.connected;
     const seconds = Math.min(2 ** this.#failures++, 5) * (1 - Math.random() / 2);
     this.#stopRetrying();
     this.#retry = setTimeout(() => this.connect(), seconds * 1000);
