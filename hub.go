@@ -116,7 +116,6 @@ type Socket struct {
 	// Guarded by hub.mu.
 	queue      [][]byte  // frames that are not written yet; sockets share their bytes
 	queued     int       // the bytes in queue, with frameCost for each frame
-	writing    bool      // the writer runs
 	batchBegan time.Time // when the writer began its batch: the batch's time counts from then
 }
 
@@ -291,8 +290,7 @@ func (s *Socket) pushLocked(frame []byte) {
 	}
 	s.queue = append(s.queue, frame)
 	s.queued += len(frame) + frameCost
-	if !s.writing {
-		s.writing = true
+	if len(s.queue) == 1 {
 		go s.write()
 	}
 	if s.queued > maxQueue {
@@ -310,21 +308,23 @@ func (s *Socket) write() {
 		for ; n < len(s.queue) && batch.Len() < maxBatch; n++ {
 			batch.Write(s.queue[n])
 		}
-		s.queue = slices.Delete(s.queue, 0, n)
-		s.queued -= batch.Len() + n*frameCost
-		wait := fullWait
-		if s.queued <= maxQueue {
-			delete(s.hub.full, s)
-			wait = writeWait
+		wait := writeWait
+		if s.hub.full[s] {
+			wait = fullWait
 		}
-		s.hub.changed.Broadcast()
 		s.batchBegan = time.Now()
 		s.conn.SetWriteDeadline(s.batchBegan.Add(wait))
 		s.hub.mu.Unlock()
 		_, err := s.conn.Write(batch.Bytes())
+		s.hub.mu.Lock()
+		s.queue = slices.Delete(s.queue, 0, n)
+		s.queued -= batch.Len() + n*frameCost
+		if s.queued <= maxQueue {
+			delete(s.hub.full, s)
+		}
+		s.hub.changed.Broadcast()
 		batch.Reset()
 		batches.Put(batch)
-		s.hub.mu.Lock()
 		if err != nil { // the client is too slow, or gone
 			s.startClosingLocked(errLost)
 			s.conn.Close()
@@ -334,12 +334,9 @@ func (s *Socket) write() {
 	if cap(s.queue) > maxIdleQueue {
 		s.queue = nil
 	}
-	s.writing = false
-	s.hub.changed.Broadcast()
 }
 
-// batches keeps the memory of past batches for the next.
-var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
 
 // startClosing starts the closing handshake (RFC 6455, section 7.1.2), if none has started.
 func (s *Socket) startClosing(why *closeError) {
@@ -367,7 +364,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 func (s *Socket) finishClosing() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	for s.writing {
+	for len(s.queue) > 0 {
 		s.hub.changed.Wait()
 	}
 	s.hub.mu.Unlock()
