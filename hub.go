@@ -31,13 +31,12 @@ import (
 
 // A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit.
 type Hub struct {
-	connection func(*Socket) // the handler of "connection"; set before serving, then only read
-
-	mu      sync.Mutex         // guards what follows; never held during network I/O or in a handler
-	changed *sync.Cond         // on mu; tells of a shorter queue, of the end of a writer or a socket
-	sockets map[string]*Socket // by ID, from the handshake until the connection is closed
-	full    map[*Socket]bool   // sockets whose queue is longer than maxQueue; Emit waits for them
-	closed  bool               // Close was called
+	connection func(*Socket)      // the handler of "connection"; set before serving, then only read
+	mu         sync.Mutex         // guards what follows; never held during network I/O or in a handler
+	changed    *sync.Cond         // on mu; tells of a shorter queue, of the end of a writer or a socket
+	sockets    map[string]*Socket // by ID, from the handshake until the connection is closed
+	full       map[*Socket]bool   // sockets whose queue is longer than maxQueue; Emit waits for them
+	closed     bool               // Close was called
 }
 
 // NewHub returns a hub without sockets.
@@ -94,23 +93,14 @@ func (h *Hub) Close() {
 }
 
 // A Socket is the server's end of one client's connection. Any goroutine may call its methods,
-// except On. Its life, step by step:
-//
-//	join           after the handshake: the hub has the socket, and "connect" is queued
-//	"connection"   the application adds its handlers
-//	readMessages   each message runs the handlers of its event
-//	startClosing   by Disconnect or Hub.Close, or because the client closed, broke a rule, or
-//	               is lost: the close frame is queued; closeWait later, TCP is closed anyhow
-//	readMessages   goes on until the client's close frame comes
-//	"disconnect"   the application's handlers run
-//	finishClosing  the rest of the queue is written, both sides close TCP, the hub forgets
+// except On. Its life is serve, in part 2.
 type Socket struct {
 	ID       string // unguessable and unique; the client has the same
 	hub      *Hub
 	handlers map[string][]Handler       // by event; only the reader uses them
 	conn     net.Conn                   // the reader reads it, the writer writes it
+	input    *bufio.Reader              // what is read from conn; only the reader uses it
 	ws       *websocket.Conn            // x/net's view of conn; only the reader uses it
-	pinger   *time.Timer                // pings a silent client; the reader resets it
 	closing  atomic.Pointer[closeError] // why the socket ends; set once, under hub.mu
 
 	// Guarded by hub.mu.
@@ -152,6 +142,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
 	r.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}}
+	s.On("connection", func(json.RawMessage) error { h.connection(s); return nil })
 	websocket.Server{Handshake: checkOrigin, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
 }
 
@@ -185,19 +176,29 @@ func (s *Socket) route(text []byte) error {
 		Data  json.RawMessage `json:"data"`
 	}
 	err := json.Unmarshal(text, &message)
-	event := message.Event
-	switch {
+	switch event := message.Event; {
 	case s.closing.Load() != nil:
 		return nil // the client sent this before it got our close frame
 	case err != nil || event == "":
 		return errors.New(`a message must be a JSON object with an "event"`)
-	case event == "connect", event == "disconnect", event == "error":
+	case event == "connection", event == "connect", event == "disconnect", event == "error":
 		return fmt.Errorf("only the server may send event %q", event)
 	case s.handlers[event] == nil:
 		return fmt.Errorf("the server has no handler for event %.40q", event)
 	}
+	return s.run(message.Event, message.Data)
+}
+
+// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone.
+func (s *Socket) run(event string, data json.RawMessage) error {
+	defer func() {
+		if bug := recover(); bug != nil {
+			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
+			s.startClosing(newCloseError(1011, "a handler panicked"))
+		}
+	}()
 	for _, handle := range s.handlers[event] {
-		if err := handle(message.Data); err != nil {
+		if err := handle(data); err != nil {
 			return fmt.Errorf("event %q: %w", event, err)
 		}
 	}
@@ -218,7 +219,6 @@ const (
 	writeWait  = 20 * time.Second       // for a batch, then the client is dropped; bridges a radio gap
 	fullWait   = 900 * time.Millisecond // the same, while Hub.Emit waits; it may wait for two batches
 	pingPeriod = 25 * time.Second       // of silence, then a ping; some proxies close after 30 s
-	pongWait   = 2 * pingPeriod         // for the next whole frame, then the client is dropped
 	closeWait  = 3 * time.Second        // for the handshake's answer, and for all of a closing
 )
 
@@ -226,31 +226,12 @@ const (
 // the socket's reader. When serve returns, x/net closes the connection.
 func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
-	s.pinger = time.AfterFunc(pingPeriod, s.ping)
-	defer s.pinger.Stop()
 	s.hub.join(s)
-	s.try(func() {
-		s.hub.connection(s)
-		s.startClosing(s.readMessages())
-	})
-	s.try(func() {
-		reason, _ := json.Marshal(s.closing.Load().reason)
-		for _, handle := range s.handlers["disconnect"] {
-			handle(reason) // no client is left to get its error
-		}
-	})
+	s.run("connection", nil)         // the application adds its handlers
+	s.startClosing(s.readMessages()) // until the client closes, breaks a rule, or is lost
+	reason, _ := json.Marshal(s.closing.Load().reason)
+	s.run("disconnect", reason)
 	s.finishClosing()
-}
-
-// try runs handlers. If one panics, try logs the panic and ends this socket alone.
-func (s *Socket) try(handlers func()) {
-	defer func() {
-		if bug := recover(); bug != nil {
-			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
-			s.startClosing(newCloseError(1011, "a handler panicked"))
-		}
-	}()
-	handlers()
 }
 
 // join queues "connect" under one lock: a client that has got it misses no event from then on.
@@ -274,13 +255,6 @@ func (s *Socket) push(frame []byte) {
 		s.hub.changed.Wait()
 	}
 	s.pushLocked(frame)
-}
-
-// ping does not wait for space: a client that is busy reading must get its ping, too.
-func (s *Socket) ping() {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	s.pushLocked(newFrame(websocket.PingFrame, nil))
 }
 
 // pushLocked queues a frame. The caller of a method named …Locked holds hub.mu.
@@ -308,20 +282,14 @@ func (s *Socket) write() {
 		for ; n < len(s.queue) && batch.Len() < maxBatch; n++ {
 			batch.Write(s.queue[n])
 		}
-		wait := writeWait
-		if s.hub.full[s] {
-			wait = fullWait
-		}
 		s.batchBegan = time.Now()
-		s.conn.SetWriteDeadline(s.batchBegan.Add(wait))
+		s.conn.SetWriteDeadline(s.batchBegan.Add(writeWait))
 		s.hub.mu.Unlock()
 		_, err := s.conn.Write(batch.Bytes())
 		s.hub.mu.Lock()
 		s.queue = slices.Delete(s.queue, 0, n)
 		s.queued -= batch.Len() + n*frameCost
-		if s.queued <= maxQueue {
-			delete(s.hub.full, s)
-		}
+		delete(s.hub.full, s)
 		s.hub.changed.Broadcast()
 		batch.Reset()
 		batches.Put(batch)
@@ -353,7 +321,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 		s.pushLocked(why.frame)
 	}
 	s.closing.Store(why)
-	s.conn.SetWriteDeadline(time.Now().Add(closeWait))   // for the batch that is being written
+	s.conn.SetDeadline(time.Now().Add(closeWait))        // for the batch that is being written
 	time.AfterFunc(closeWait, func() { s.conn.Close() }) // does nothing if serve has returned
 	delete(s.hub.full, s)
 	s.hub.changed.Broadcast()
@@ -371,7 +339,6 @@ func (s *Socket) finishClosing() {
 	if tcp, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		tcp.CloseWrite()
 	}
-	s.conn.SetReadDeadline(time.Time{}) // startClosing has set the limit
 	io.Copy(io.Discard, s.conn)
 	s.hub.mu.Lock()
 	delete(s.hub.sockets, s.ID)
@@ -394,7 +361,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		tcp.SetWriteBuffer(sendBuffer)
 	}
 	conn.SetWriteDeadline(time.Now().Add(closeWait))
-	h.socket.conn = conn
+	h.socket.conn, h.socket.input = conn, buffers.Reader
 	// x/net writes only its answer. In place of net/http's buffer, a small one saves 4 KB a socket.
 	return conn, bufio.NewReadWriter(buffers.Reader, bufio.NewWriterSize(conn, 256)), nil
 }
@@ -410,7 +377,6 @@ type closeError struct {
 var (
 	errStopping = newCloseError(1001, "server shutting down")
 	errLost     = &closeError{reason: "transport close"}
-	errSilent   = &closeError{reason: "ping timeout"}
 )
 
 // newCloseError returns an error that closes with a code of RFC 6455, section 7.4.
@@ -467,12 +433,15 @@ func echoClose(payload []byte) *closeError {
 
 // nextFrame reads a frame, and makes the checks that x/net leaves out (RFC 6455, section 5.2).
 func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, why *closeError) {
-	s.pinger.Reset(pingPeriod)
-	s.conn.SetReadDeadline(time.Now().Add(pongWait))
+	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
+	if _, err := s.input.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
+		s.hub.mu.Lock()
+		s.pushLocked(newFrame(websocket.PingFrame, nil))
+		s.hub.mu.Unlock()
+	}
+	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	frame, err := s.ws.NewFrameReader()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return false, 0, nil, errSilent
-	} else if err != nil {
+	if err != nil {
 		return false, 0, nil, errLost
 	}
 	var header [14]byte

@@ -536,8 +536,8 @@ func TestAPanicEndsItsSocketAloneWith1011(t *testing.T) {
 	}
 	c.say(`{"event":"bug"}`)
 	panics("a bug in a handler")
-	panics("a bug in disconnect")
 	c.closes(1011, "panicked")
+	panics("a bug in disconnect")
 	other.say(`{"event":"hello"}`)
 	other.hears("hello", `null`)
 	other.frame(0x88, "\x03\xe9")
