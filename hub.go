@@ -1,6 +1,5 @@
-// The machine behind the tutorial's io and socket, in three parts: the tutorial's words, the
-// life of a socket, and the wire. One decision shapes it: senders wait for the slowest reader,
-// up to a limit. A client that is slower than the limit is dropped.
+// The machine behind the tutorial's io and socket. One decision shapes it: senders wait for the
+// slowest reader, up to a limit. A client that is slower than the limit is dropped.
 package main
 
 import (
@@ -31,12 +30,13 @@ import (
 
 // A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit.
 type Hub struct {
-	connection func(*Socket)      // the handler of "connection"; set before serving, then only read
-	mu         sync.Mutex         // guards what follows; never held during network I/O or in a handler
-	changed    *sync.Cond         // on mu; tells of a shorter queue, of the end of a writer or a socket
-	sockets    map[string]*Socket // by ID, from the handshake until the connection is closed
-	full       map[*Socket]bool   // sockets whose queue is longer than maxQueue; Emit waits for them
-	closed     bool               // Close was called
+	connection func(*Socket) // the handler of "connection"; set before serving, then only read
+
+	mu       sync.Mutex         // guards what follows; never held during network I/O or in a handler
+	changed  *sync.Cond         // on mu; told when full, sockets or a queue has become shorter
+	sockets  map[string]*Socket // by ID, from the handshake until the connection is closed
+	full     map[*Socket]bool   // queues beyond maxQueue; Emit waits until they begin a new batch
+	stopping *closeError        // why all sockets end; set by Close
 }
 
 // NewHub returns a hub without sockets.
@@ -55,9 +55,8 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 	h.connection = handle
 }
 
-// Emit sends an event to every socket. All sockets get all events in the same order. Emit waits
-// for clients that read slowly; a stuck client is dropped within 1.8 s. Emit fails if data cannot
-// be encoded as JSON.
+// Emit sends an event to every socket, in one order for all. It waits for clients that read slowly;
+// a stuck client is dropped within fullWait. It fails if data cannot be encoded as JSON.
 func (h *Hub) Emit(event string, data any) error { return h.emit(event, data, nil) }
 
 func (h *Hub) emit(event string, data any, except *Socket) error {
@@ -83,9 +82,9 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.closed = true
+	h.stopping = newCloseError(1001, "server shutting down")
 	for _, s := range h.sockets {
-		s.startClosingLocked(errStopping)
+		s.startClosingLocked(h.stopping)
 	}
 	for len(h.sockets) > 0 {
 		h.changed.Wait()
@@ -217,8 +216,8 @@ const (
 	sendBuffer     = 128 << 10 // bytes that the kernel holds; by default it hides megabytes
 
 	writeWait  = 20 * time.Second       // for a batch, then the client is dropped; bridges a radio gap
-	fullWait   = 900 * time.Millisecond // the same, while Hub.Emit waits; it may wait for two batches
-	pingPeriod = 25 * time.Second       // of silence, then a ping; some proxies close after 30 s
+	fullWait   = 900 * time.Millisecond // the same, while Hub.Emit waits for the end of the batch
+	pingPeriod = 25 * time.Second       // of silence, then a ping; after two, the client is dropped
 	closeWait  = 3 * time.Second        // for the handshake's answer, and for all of a closing
 )
 
@@ -241,8 +240,8 @@ func (h *Hub) join(s *Socket) {
 	defer h.mu.Unlock()
 	h.sockets[s.ID] = s
 	s.pushLocked(connect)
-	if h.closed {
-		s.startClosingLocked(errStopping)
+	if h.stopping != nil {
+		s.startClosingLocked(h.stopping)
 	}
 }
 
@@ -284,17 +283,17 @@ func (s *Socket) write() {
 		}
 		s.batchBegan = time.Now()
 		s.conn.SetWriteDeadline(s.batchBegan.Add(writeWait))
+		delete(s.hub.full, s)
+		s.hub.changed.Broadcast()
 		s.hub.mu.Unlock()
 		_, err := s.conn.Write(batch.Bytes())
 		s.hub.mu.Lock()
 		s.queue = slices.Delete(s.queue, 0, n)
 		s.queued -= batch.Len() + n*frameCost
-		delete(s.hub.full, s)
-		s.hub.changed.Broadcast()
 		batch.Reset()
 		batches.Put(batch)
 		if err != nil { // the client is too slow, or gone
-			s.startClosingLocked(errLost)
+			s.startClosingLocked(lost(err))
 			s.conn.Close()
 			s.queue = nil
 		}
@@ -302,11 +301,14 @@ func (s *Socket) write() {
 	if cap(s.queue) > maxIdleQueue {
 		s.queue = nil
 	}
+	s.hub.changed.Broadcast()
 }
 
 var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
 
-// startClosing starts the closing handshake (RFC 6455, section 7.1.2), if none has started.
+// startClosing starts the closing handshake (RFC 6455, section 7.1.2), if none has started: it
+// queues the close frame. The reader then reads until the client's close frame. After closeWait,
+// the connection is closed in any case.
 func (s *Socket) startClosing(why *closeError) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
@@ -321,7 +323,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 		s.pushLocked(why.frame)
 	}
 	s.closing.Store(why)
-	s.conn.SetDeadline(time.Now().Add(closeWait))        // for the batch that is being written
+	s.conn.SetDeadline(time.Now().Add(closeWait))        // for this batch, and for finishClosing
 	time.AfterFunc(closeWait, func() { s.conn.Close() }) // does nothing if serve has returned
 	delete(s.hub.full, s)
 	s.hub.changed.Broadcast()
@@ -331,7 +333,6 @@ func (s *Socket) startClosingLocked(why *closeError) {
 // comes: to close TCP with unread input is to reset it, and the client would lose the last frames.
 func (s *Socket) finishClosing() {
 	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
 	for len(s.queue) > 0 {
 		s.hub.changed.Wait()
 	}
@@ -343,15 +344,15 @@ func (s *Socket) finishClosing() {
 	s.hub.mu.Lock()
 	delete(s.hub.sockets, s.ID)
 	s.hub.changed.Broadcast()
+	s.hub.mu.Unlock()
 }
 
-// A hijacker gives x/net the connection, and also stores it in the socket: x/net hides it.
+// A hijacker gives x/net the connection, and stores it in the socket, because x/net hides it.
 type hijacker struct {
 	http.ResponseWriter
 	socket *Socket
 }
 
-// Hijack is called by x/net before it answers the handshake.
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, buffers, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	if err != nil {
@@ -374,10 +375,8 @@ type closeError struct {
 	frame  []byte // the close frame for the client; nil if the connection is lost
 }
 
-var (
-	errStopping = newCloseError(1001, "server shutting down")
-	errLost     = &closeError{reason: "transport close"}
-)
+// lost is for a connection that broke: no close frame can be sent.
+func lost(err error) *closeError { return &closeError{reason: "connection lost: " + err.Error()} }
 
 // newCloseError returns an error that closes with a code of RFC 6455, section 7.4.
 func newCloseError(code uint16, reason string) *closeError {
@@ -385,8 +384,7 @@ func newCloseError(code uint16, reason string) *closeError {
 	return &closeError{reason, newFrame(websocket.CloseFrame, payload)}
 }
 
-// readMessages joins frames to messages (RFC 6455, section 5.4) and routes each message. It returns
-// why no more can come.
+// readMessages joins frames to messages (RFC 6455, section 5.4), routes them, and says why it ends.
 func (s *Socket) readMessages() *closeError {
 	var text []byte
 	for unfinished := false; ; {
@@ -396,7 +394,7 @@ func (s *Socket) readMessages() *closeError {
 			return why
 		case opcode == websocket.PingFrame:
 			s.push(newFrame(websocket.PongFrame, payload))
-		case opcode == websocket.PongFrame: // nextFrame has reset the timers
+		case opcode == websocket.PongFrame: // it only shows that the client is there
 		case opcode == websocket.CloseFrame:
 			return echoClose(payload)
 		case unfinished != (opcode == websocket.ContinuationFrame):
@@ -433,6 +431,7 @@ func echoClose(payload []byte) *closeError {
 
 // nextFrame reads a frame, and makes the checks that x/net leaves out (RFC 6455, section 5.2).
 func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, why *closeError) {
+	// Peek waits for the frame, and leaves it to x/net. After a ping, the client has as long again.
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	if _, err := s.input.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
 		s.hub.mu.Lock()
@@ -442,7 +441,7 @@ func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, wh
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	frame, err := s.ws.NewFrameReader()
 	if err != nil {
-		return false, 0, nil, errLost
+		return false, 0, nil, lost(err)
 	}
 	var header [14]byte
 	n, _ := frame.HeaderReader().Read(header[:])
@@ -461,7 +460,7 @@ func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, wh
 		// ReadAll takes memory only for what arrives. On 32-bit machines, x/net may cut the length.
 		payload, _ = io.ReadAll(io.LimitReader(frame, int64(length)))
 		if len(payload) < length {
-			why = errLost
+			why = lost(io.ErrUnexpectedEOF)
 		}
 	}
 	return fin, opcode, payload, why
@@ -473,10 +472,7 @@ func eventFrame(event string, data any) ([]byte, error) {
 		Event string `json:"event"`
 		Data  any    `json:"data"`
 	}{event, data})
-	if err != nil {
-		return nil, fmt.Errorf("encoding event %q: %w", event, err)
-	}
-	return newFrame(websocket.TextFrame, text), nil
+	return newFrame(websocket.TextFrame, text), err
 }
 
 // newFrame encodes a frame as servers send it: whole, and without a mask.
