@@ -34,8 +34,8 @@ type Hub struct {
 
 	mu       sync.Mutex         // guards what follows; never held during network I/O or in a handler
 	changed  *sync.Cond         // on mu; told when full, sockets or a queue has become shorter
-	sockets  map[string]*Socket // by ID, from the handshake until the connection is closed
-	full     map[*Socket]bool   // queues beyond maxQueue; Emit waits until they begin a new batch
+	sockets  map[string]*Socket // by ID, from join to finishClosing
+	full     map[*Socket]bool   // sockets beyond maxQueue; Emit waits until each begins a new batch
 	stopping *closeError        // why all sockets end; set by Close
 }
 
@@ -141,7 +141,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
 	r.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}}
-	s.On("connection", func(json.RawMessage) error { h.connection(s); return nil })
+	s.On("connection", func(json.RawMessage) error { h.connection(s); return nil }) // serve runs it
 	websocket.Server{Handshake: checkOrigin, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
 }
 
@@ -204,21 +204,21 @@ func (s *Socket) run(event string, data json.RawMessage) error {
 	return nil
 }
 
-// Part 2: the life of a socket. You can stop here: part 1 is enough to use a hub. What follows
-// makes it hold when clients are slow, hostile or gone.
+// Part 2: the life of a socket. You can stop here: part 1 is enough to use a hub. The rest
+// protects it when clients are slow, hostile or gone.
 
 const (
 	maxMessageSize = 64 << 10  // bytes; a longer message closes its connection with 1009
 	maxQueue       = 2 << 20   // bytes that wait for one client; beyond it, Hub.Emit waits
 	maxIdleQueue   = 2048      // frames that an empty queue keeps space for: 48 KB
 	frameCost      = 64        // bytes that each queued frame counts for, beside its own
-	maxBatch       = 256 << 10 // bytes in one write call; a longer queue is several batches
-	sendBuffer     = 128 << 10 // bytes that the kernel holds; by default it hides megabytes
+	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
+	sendBuffer     = 128 << 10 // bytes that the kernel buffers; its default can be megabytes
 
-	writeWait  = 20 * time.Second       // for a batch, then the client is dropped; bridges a radio gap
-	fullWait   = 900 * time.Millisecond // the same, while Hub.Emit waits for the end of the batch
-	pingPeriod = 25 * time.Second       // of silence, then a ping; after two, the client is dropped
-	closeWait  = 3 * time.Second        // for the handshake's answer, and for all of a closing
+	writeWait  = 20 * time.Second       // for a batch, or the client is dropped; spans a radio gap
+	fullWait   = 900 * time.Millisecond // in place of writeWait, when the queue is beyond maxQueue
+	pingPeriod = 25 * time.Second       // of silence: a ping; after 25 s more, the client is dropped
+	closeWait  = 3 * time.Second        // to write the handshake's answer; also for a whole closing
 )
 
 // serve is a socket's life. x/net calls it after the handshake, in a goroutine of the connection:
@@ -233,7 +233,7 @@ func (s *Socket) serve(ws *websocket.Conn) {
 	s.finishClosing()
 }
 
-// join queues "connect" under one lock: a client that has got it misses no event from then on.
+// join adds s to the hub and queues "connect" under one lock: after "connect", s misses no event.
 func (h *Hub) join(s *Socket) {
 	connect, _ := eventFrame("connect", map[string]string{"id": s.ID})
 	h.mu.Lock()
@@ -245,8 +245,8 @@ func (h *Hub) join(s *Socket) {
 	}
 }
 
-// push queues a frame for this client alone. It waits while half of maxQueue is taken. So a client
-// that does not read the answers to its own messages never makes Hub.Emit wait.
+// push queues a frame for this client alone. It waits while half of maxQueue is taken. So unread
+// answers to a client's own messages cannot alone make Hub.Emit wait.
 func (s *Socket) push(frame []byte) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
@@ -263,10 +263,10 @@ func (s *Socket) pushLocked(frame []byte) {
 	}
 	s.queue = append(s.queue, frame)
 	s.queued += len(frame) + frameCost
-	if len(s.queue) == 1 {
+	if len(s.queue) == 1 { // a longer queue has a writer: it removes what it has written
 		go s.write()
 	}
-	if s.queued > maxQueue {
+	if s.queued > maxQueue { // a batch that began more than fullWait ago now fails
 		s.hub.full[s] = true
 		s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
 	}
@@ -304,11 +304,11 @@ func (s *Socket) write() {
 	s.hub.changed.Broadcast()
 }
 
-var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
+var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batch
 
 // startClosing starts the closing handshake (RFC 6455, section 7.1.2), if none has started: it
-// queues the close frame. The reader then reads until the client's close frame. After closeWait,
-// the connection is closed in any case.
+// queues the close frame. A reader that still reads goes on until the client's close frame. After
+// closeWait, the connection is closed in any case.
 func (s *Socket) startClosing(why *closeError) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
@@ -323,14 +323,14 @@ func (s *Socket) startClosingLocked(why *closeError) {
 		s.pushLocked(why.frame)
 	}
 	s.closing.Store(why)
-	s.conn.SetDeadline(time.Now().Add(closeWait))        // for this batch, and for finishClosing
-	time.AfterFunc(closeWait, func() { s.conn.Close() }) // does nothing if serve has returned
+	s.conn.SetDeadline(time.Now().Add(closeWait))        // in place of shorter limits
+	time.AfterFunc(closeWait, func() { s.conn.Close() }) // even if longer limits are set meanwhile
 	delete(s.hub.full, s)
 	s.hub.changed.Broadcast()
 }
 
 // finishClosing waits until all is written and the client has closed TCP. It discards what still
-// comes: to close TCP with unread input is to reset it, and the client would lose the last frames.
+// comes: closing TCP with unread input resets it, and the client may lose the last frames.
 func (s *Socket) finishClosing() {
 	s.hub.mu.Lock()
 	for len(s.queue) > 0 {
@@ -363,7 +363,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	conn.SetWriteDeadline(time.Now().Add(closeWait))
 	h.socket.conn, h.socket.input = conn, buffers.Reader
-	// x/net writes only its answer. In place of net/http's buffer, a small one saves 4 KB a socket.
+	// x/net writes only 101 or an error. A small buffer is enough, and saves 4 KB for each socket.
 	return conn, bufio.NewReadWriter(buffers.Reader, bufio.NewWriterSize(conn, 256)), nil
 }
 
@@ -375,7 +375,7 @@ type closeError struct {
 	frame  []byte // the close frame for the client; nil if the connection is lost
 }
 
-// lost is for a connection that broke: no close frame can be sent.
+// lost ends a socket without a close frame.
 func lost(err error) *closeError { return &closeError{reason: "connection lost: " + err.Error()} }
 
 // newCloseError returns an error that closes with a code of RFC 6455, section 7.4.
@@ -419,9 +419,9 @@ func (s *Socket) readMessages() *closeError {
 // echoClose answers a close frame with its own code, or with none (RFC 6455, section 5.5.1).
 func echoClose(payload []byte) *closeError {
 	code := payload[:min(2, len(payload))]
-	switch n := binary.BigEndian.Uint16(append(slices.Clone(code), 0, 0)); { // section 7.4
+	switch n := binary.BigEndian.Uint16(append(slices.Clone(code), 0, 0)); { // code may be short
 	case len(code) == 0:
-	case len(code) == 1, n < 1000, n > 1003 && n < 1007, n > 1014 && n < 3000, n > 4999:
+	case len(code) == 1, n < 1000, n > 1003 && n < 1007, n > 1014 && n < 3000, n > 4999: // section 7.4
 		return newCloseError(1002, "invalid close code")
 	case !utf8.Valid(payload[2:]):
 		return newCloseError(1007, "a close reason must be UTF-8")
@@ -431,10 +431,10 @@ func echoClose(payload []byte) *closeError {
 
 // nextFrame reads a frame, and makes the checks that x/net leaves out (RFC 6455, section 5.2).
 func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, why *closeError) {
-	// Peek waits for the frame, and leaves it to x/net. After a ping, the client has as long again.
+	// Peek waits for a frame; x/net reads it. After a ping, the client gets another pingPeriod.
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	if _, err := s.input.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
-		s.hub.mu.Lock()
+		s.hub.mu.Lock() // push would wait while much is queued
 		s.pushLocked(newFrame(websocket.PingFrame, nil))
 		s.hub.mu.Unlock()
 	}
@@ -445,7 +445,7 @@ func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, wh
 	}
 	var header [14]byte
 	n, _ := frame.HeaderReader().Read(header[:])
-	fin, opcode, length := header[0]&0x80 != 0, header[0]&0x0f, frame.Len()-n
+	fin, opcode, length := header[0]&0x80 != 0, header[0]&0x0f, frame.Len()-n // Len counts the header
 	control := opcode >= websocket.CloseFrame
 	switch {
 	case header[1]&0x80 == 0:
