@@ -33,7 +33,7 @@ type Hub struct {
 	connection func(*Socket) // the handler of "connection"; set before serving, then only read
 
 	mu       sync.Mutex         // guards what follows; never held during network I/O or in a handler
-	changed  *sync.Cond         // on mu; told when full, sockets or a queue has become shorter
+	changed  *sync.Cond         // on mu; told of each change that somebody may wait for
 	sockets  map[string]*Socket // by ID, from join to finishClosing
 	full     map[*Socket]bool   // sockets beyond maxQueue; Emit waits until each begins a new batch
 	stopping *closeError        // why all sockets end; set by Close
@@ -73,12 +73,16 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 		if s != except {
 			s.pushLocked(frame) // to all under one lock: in one order for all
 		}
+		if s.queued > maxQueue && s.closing.Load() == nil {
+			h.full[s] = true // a batch that began more than fullWait ago fails at once
+			s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
+		}
 	}
 	return nil
 }
 
-// Close ends every socket with close code 1001, after what is queued for it. Close returns when
-// all have ended: after closeWait at most, unless a handler hangs. No handler may call it.
+// Close ends every socket with close code 1001, after what is queued for it. It returns when all
+// have ended: closeWait after the last joined, unless a handler hangs. No handler may call it.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -266,10 +270,6 @@ func (s *Socket) pushLocked(frame []byte) {
 	if len(s.queue) == 1 { // a longer queue has a writer: it removes what it has written
 		go s.write()
 	}
-	if s.queued > maxQueue { // a batch that began more than fullWait ago now fails
-		s.hub.full[s] = true
-		s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
-	}
 }
 
 // write is the socket's writer. It writes the queue in batches, and ends when the queue is empty.
@@ -293,7 +293,7 @@ func (s *Socket) write() {
 		batch.Reset()
 		batches.Put(batch)
 		if err != nil { // the client is too slow, or gone
-			s.startClosingLocked(lost(err))
+			s.startClosingLocked(errLost)
 			s.conn.Close()
 			s.queue = nil
 		}
@@ -332,6 +332,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 // finishClosing waits until all is written and the client has closed TCP. It discards what still
 // comes: closing TCP with unread input resets it, and the client may lose the last frames.
 func (s *Socket) finishClosing() {
+	go io.Copy(io.Discard, s.conn) // already now: a client may write on before it reads
 	s.hub.mu.Lock()
 	for len(s.queue) > 0 {
 		s.hub.changed.Wait()
@@ -375,8 +376,7 @@ type closeError struct {
 	frame  []byte // the close frame for the client; nil if the connection is lost
 }
 
-// lost ends a socket without a close frame.
-func lost(err error) *closeError { return &closeError{reason: "connection lost: " + err.Error()} }
+var errLost = &closeError{reason: "connection lost"}
 
 // newCloseError returns an error that closes with a code of RFC 6455, section 7.4.
 func newCloseError(code uint16, reason string) *closeError {
@@ -441,7 +441,7 @@ func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, wh
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	frame, err := s.ws.NewFrameReader()
 	if err != nil {
-		return false, 0, nil, lost(err)
+		return false, 0, nil, errLost
 	}
 	var header [14]byte
 	n, _ := frame.HeaderReader().Read(header[:])
@@ -460,7 +460,7 @@ func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, wh
 		// ReadAll takes memory only for what arrives. On 32-bit machines, x/net may cut the length.
 		payload, _ = io.ReadAll(io.LimitReader(frame, int64(length)))
 		if len(payload) < length {
-			why = lost(io.ErrUnexpectedEOF)
+			why = errLost
 		}
 	}
 	return fin, opcode, payload, why
