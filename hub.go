@@ -267,7 +267,7 @@ func (s *Socket) pushLocked(frame []byte) {
 	}
 	s.queue = append(s.queue, frame)
 	s.queued += len(frame) + frameCost
-	if len(s.queue) == 1 { // a longer queue has a writer: it removes what it has written
+	if len(s.queue) == 1 { // otherwise the writer runs: it removes frames only once written
 		go s.write()
 	}
 }
@@ -332,7 +332,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 // finishClosing waits until all is written and the client has closed TCP. It discards what still
 // comes: closing TCP with unread input resets it, and the client may lose the last frames.
 func (s *Socket) finishClosing() {
-	go io.Copy(io.Discard, s.conn) // already now: a client may write on before it reads
+	go io.Copy(io.Discard, s.conn) // a client may write on before it reads; ends with conn
 	s.hub.mu.Lock()
 	for len(s.queue) > 0 {
 		s.hub.changed.Wait()
