@@ -33,7 +33,7 @@ type Hub struct {
 	connection func(*Socket) // the handler of "connection"; set before serving, then only read
 
 	mu       sync.Mutex         // guards what follows; never held during network I/O or in a handler
-	changed  *sync.Cond         // on mu; told of each change that somebody may wait for
+	changed  *sync.Cond         // on mu; signals each change that somebody may wait for
 	sockets  map[string]*Socket // by ID, from join to finishClosing
 	full     map[*Socket]bool   // sockets beyond maxQueue; Emit waits until each begins a new batch
 	stopping *closeError        // why all sockets end; set by Close
@@ -74,7 +74,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 			s.pushLocked(frame) // to all under one lock: in one order for all
 		}
 		if s.queued > maxQueue && s.closing.Load() == nil {
-			h.full[s] = true // a batch that began more than fullWait ago fails at once
+			h.full[s] = true // the next line fails a batch that is older than fullWait
 			s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
 		}
 	}
@@ -82,7 +82,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended: closeWait after the last joined, unless a handler hangs. No handler may call it.
+// have ended: within closeWait of the last join, if no handler hangs. No handler may call it.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -185,7 +185,7 @@ func (s *Socket) route(text []byte) error {
 	case err != nil || event == "":
 		return errors.New(`a message must be a JSON object with an "event"`)
 	case event == "connection", event == "connect", event == "disconnect", event == "error":
-		return fmt.Errorf("only the server may send event %q", event)
+		return fmt.Errorf("event %q is reserved for the server", event)
 	case s.handlers[event] == nil:
 		return fmt.Errorf("the server has no handler for event %.40q", event)
 	}
@@ -214,12 +214,12 @@ func (s *Socket) run(event string, data json.RawMessage) error {
 const (
 	maxMessageSize = 64 << 10  // bytes; a longer message closes its connection with 1009
 	maxQueue       = 2 << 20   // bytes that wait for one client; beyond it, Hub.Emit waits
-	maxIdleQueue   = 2048      // frames that an empty queue keeps space for: 48 KB
+	maxIdleQueue   = 2048      // frames; an empty queue keeps space for so many: 48 KB
 	frameCost      = 64        // bytes that each queued frame counts for, beside its own
 	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
 	sendBuffer     = 128 << 10 // bytes that the kernel buffers; its default can be megabytes
 
-	writeWait  = 20 * time.Second       // for a batch, or the client is dropped; spans a radio gap
+	writeWait  = 20 * time.Second       // for a batch, or the client is dropped; allows a radio gap
 	fullWait   = 900 * time.Millisecond // in place of writeWait, when the queue is beyond maxQueue
 	pingPeriod = 25 * time.Second       // of silence: a ping; after 25 s more, the client is dropped
 	closeWait  = 3 * time.Second        // to write the handshake's answer; also for a whole closing
@@ -249,7 +249,7 @@ func (h *Hub) join(s *Socket) {
 	}
 }
 
-// push queues a frame for this client alone. It waits while half of maxQueue is taken. So unread
+// push queues a frame for this client alone. It waits while over half of maxQueue is taken: unread
 // answers to a client's own messages cannot alone make Hub.Emit wait.
 func (s *Socket) push(frame []byte) {
 	s.hub.mu.Lock()
@@ -285,7 +285,7 @@ func (s *Socket) write() {
 		s.conn.SetWriteDeadline(s.batchBegan.Add(writeWait))
 		delete(s.hub.full, s)
 		s.hub.changed.Broadcast()
-		s.hub.mu.Unlock()
+		s.hub.mu.Unlock() // nobody holds the lock during network I/O
 		_, err := s.conn.Write(batch.Bytes())
 		s.hub.mu.Lock()
 		s.queue = slices.Delete(s.queue, 0, n)
@@ -329,8 +329,8 @@ func (s *Socket) startClosingLocked(why *closeError) {
 	s.hub.changed.Broadcast()
 }
 
-// finishClosing waits until all is written and the client has closed TCP. It discards what still
-// comes: closing TCP with unread input resets it, and the client may lose the last frames.
+// finishClosing waits until all is written and the client closes TCP, or closeWait is over. It
+// discards input: closing TCP with unread input resets it, and the client may lose the last frames.
 func (s *Socket) finishClosing() {
 	go io.Copy(io.Discard, s.conn) // a client may write on before it reads; ends with conn
 	s.hub.mu.Lock()
@@ -341,14 +341,14 @@ func (s *Socket) finishClosing() {
 	if tcp, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		tcp.CloseWrite()
 	}
-	io.Copy(io.Discard, s.conn)
+	io.Copy(io.Discard, s.conn) // until the client closes TCP
 	s.hub.mu.Lock()
 	delete(s.hub.sockets, s.ID)
 	s.hub.changed.Broadcast()
 	s.hub.mu.Unlock()
 }
 
-// A hijacker gives x/net the connection, and stores it in the socket, because x/net hides it.
+// A hijacker gives x/net the connection, and stores it in the socket: x/net does not show it.
 type hijacker struct {
 	http.ResponseWriter
 	socket *Socket
@@ -431,14 +431,14 @@ func echoClose(payload []byte) *closeError {
 
 // nextFrame reads a frame, and makes the checks that x/net leaves out (RFC 6455, section 5.2).
 func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, why *closeError) {
-	// Peek waits for a frame; x/net reads it. After a ping, the client gets another pingPeriod.
+	// Peek waits for the first byte; x/net reads it. After a ping, the client gets another pingPeriod.
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	if _, err := s.input.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
 		s.hub.mu.Lock() // push would wait while much is queued
 		s.pushLocked(newFrame(websocket.PingFrame, nil))
 		s.hub.mu.Unlock()
 	}
-	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
+	s.conn.SetReadDeadline(time.Now().Add(pingPeriod)) // for the whole frame, or the pong
 	frame, err := s.ws.NewFrameReader()
 	if err != nil {
 		return false, 0, nil, errLost
