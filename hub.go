@@ -113,7 +113,7 @@ type Socket struct {
 }
 
 // A Handler gets an event's data as JSON, or nil if the client sent none. If it returns an error,
-// the client gets the text as an "error" event, and later handlers of this event do not run.
+// the client, if still there, gets its text as an "error" event, and later handlers do not run.
 type Handler func(data json.RawMessage) error
 
 // On adds a handler for an event, or for "disconnect", which comes once and has the reason as its
@@ -163,7 +163,7 @@ func findToken(lines []string, token string) string {
 // checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	config.Protocol = nil // refuse all subprotocols; x/net would accept a single one
+	config.Protocol = nil // choose no subprotocol; x/net would accept a single one
 	page, err := websocket.Origin(config, r)
 	if err == nil && (page == nil || strings.EqualFold(page.Host, r.Host)) {
 		return nil
@@ -219,7 +219,7 @@ const (
 	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
 	sendBuffer     = 128 << 10 // bytes that the kernel buffers; its default can be megabytes
 
-	writeWait  = 20 * time.Second       // for a batch, or the client is dropped; allows a radio gap
+	writeWait  = 20 * time.Second       // for a batch, or the client is dropped; covers lost Wi-Fi
 	fullWait   = 900 * time.Millisecond // in place of writeWait, when the queue is beyond maxQueue
 	pingPeriod = 25 * time.Second       // of silence: a ping; after 25 s more, the client is dropped
 	closeWait  = 3 * time.Second        // to write the handshake's answer; also for a whole closing
@@ -332,7 +332,7 @@ func (s *Socket) startClosingLocked(why *closeError) {
 // finishClosing waits until all is written and the client closes TCP, or closeWait is over. It
 // discards input: closing TCP with unread input resets it, and the client may lose the last frames.
 func (s *Socket) finishClosing() {
-	go io.Copy(io.Discard, s.conn) // a client may write on before it reads; ends with conn
+	go io.Copy(io.Discard, s.conn) // a client may read only after it has written; ends with conn
 	s.hub.mu.Lock()
 	for len(s.queue) > 0 {
 		s.hub.changed.Wait()
@@ -378,7 +378,7 @@ type closeError struct {
 
 var errLost = &closeError{reason: "connection lost"}
 
-// newCloseError returns an error that closes with a code of RFC 6455, section 7.4.
+// newCloseError returns a closeError with a code of RFC 6455, section 7.4.
 func newCloseError(code uint16, reason string) *closeError {
 	payload := append(binary.BigEndian.AppendUint16(nil, code), reason...)
 	return &closeError{reason, newFrame(websocket.CloseFrame, payload)}
@@ -416,7 +416,7 @@ func (s *Socket) readMessages() *closeError {
 	}
 }
 
-// echoClose answers a close frame with its own code, or with none (RFC 6455, section 5.5.1).
+// echoClose answers a valid close frame with its own code or none (RFC 6455, section 5.5.1).
 func echoClose(payload []byte) *closeError {
 	code := payload[:min(2, len(payload))]
 	switch n := binary.BigEndian.Uint16(append(slices.Clone(code), 0, 0)); { // code may be short
@@ -429,7 +429,7 @@ func echoClose(payload []byte) *closeError {
 	return &closeError{"client disconnect", newFrame(websocket.CloseFrame, code)}
 }
 
-// nextFrame reads a frame, and makes the checks that x/net leaves out (RFC 6455, section 5.2).
+// nextFrame reads a frame, and checks what x/net does not (RFC 6455, section 5.2). It also pings.
 func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, why *closeError) {
 	// Peek waits for the first byte; x/net reads it. After a ping, the client gets another pingPeriod.
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
