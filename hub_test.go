@@ -512,14 +512,21 @@ func TestTheCloseFrameArrivesThoughMoreInputIsOnItsWay(t *testing.T) {
 		}
 	})
 	addr, _ := start(t, hub)
-	c := dial(t, addr)
-	c.conn.(*net.TCPConn).SetReadBuffer(16 << 10)
-	c.write(append([]byte(masked(0x83, "")), make([]byte, 100_000)...))
-	for n := range 150 {
-		c.write(make([]byte, 100)) // resets the connection if the server has closed it
-		c.hears("n", fmt.Sprintf(`"%01000d"`, n))
+	for _, late := range []bool{false, true} {
+		c := dial(t, addr)
+		c.conn.(*net.TCPConn).SetReadBuffer(16 << 10)
+		c.write(append([]byte(masked(0x83, "")), make([]byte, 100_000)...))
+		if late {
+			eventually(t, func() bool { return sockets(hub) == 0 }) // before the client has read it all
+		}
+		for n := range 150 {
+			if !late {
+				c.write(make([]byte, 100)) // resets the connection if the server has closed it
+			}
+			c.hears("n", fmt.Sprintf(`"%01000d"`, n))
+		}
+		c.closes(1002, "reserved")
 	}
-	c.closes(1002, "reserved")
 }
 
 func TestCloseCodesAreEchoedIfTheyMayBeSent(t *testing.T) {
