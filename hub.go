@@ -1,5 +1,20 @@
-// The machine behind the tutorial's io and socket. One decision shapes it: senders wait for the
-// slowest reader, up to a limit. A client that is slower than the limit is dropped.
+// This file is the machine behind the tutorial's io and socket.
+//
+// An event travels in a message: a JSON object, {"event": …, "data": …}. (Socket.IO's own wire
+// format is another.) The WebSocket protocol, RFC 6455, sends a message as one or more frames.
+// golang.org/x/net/websocket does the handshake, reads the headers of frames, and takes off their
+// masks. It does not join frames, check the protocol's rules, ping, or close properly. We do.
+//
+//	client → frames → reader → route → handler → Hub.Emit → each socket's queue → writer → client
+//
+// The reader is a goroutine of each socket: it reads the client's frames and runs the handlers.
+// What goes to the client waits in the socket's queue, as encoded frames. The writer is a second
+// goroutine: it sends the queue in batches, and ends when the queue is empty. A batch is many
+// frames in one system call, because the call costs more than the frames.
+//
+// One decision shapes the file: senders wait for slow clients, but not for long. While too much
+// is queued for a client, Hub.Emit waits. A client that then takes longer than fullWait for a
+// batch is dropped.
 package main
 
 import (
@@ -10,44 +25,59 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"io" // Go's package for input and output; in main.go, io is the hub
 	"log"
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/net/websocket"
 )
 
-// Part 1: the tutorial's words.
+const (
+	maxMessageSize = 64 << 10     // bytes; a client that sends a longer message gets close code 1009
+	maxQueue       = 2 << 20      // bytes; while more wait for a client, Hub.Emit waits
+	maxAnswers     = maxQueue / 2 // bytes; while more wait for a client, what is sent to it alone waits
+	maxBatch       = 256 << 10    // bytes; a batch of this size gets no further frame
+	frameCost      = 64           // bytes; added to the size of each queued frame, so that tiny frames count
+	maxIdleQueue   = 2048         // frames; an empty queue keeps room for no more than this: 24 bytes each
+	sendBuffer     = 128 << 10    // bytes that the kernel buffers for a client; by itself it may take megabytes
 
-// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit.
+	handshakeWait = 3 * time.Second        // the limit for a client to take the handshake's answer
+	pingPeriod    = 25 * time.Second       // a client that is silent for so long is pinged, and dropped after as long again
+	batchWait     = 20 * time.Second       // the limit for a batch while nobody waits for it; lost Wi-Fi may come back
+	fullWait      = 900 * time.Millisecond // the limit for a batch that a sender waits for
+	closeWait     = 3 * time.Second        // the limit for the closing handshake and what is queued before it
+)
+
+// Part 1: the tutorial's words. A learner may stop after this part.
+
+// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit and Close.
 type Hub struct {
 	connection func(*Socket) // the handler of "connection"; set before serving, then only read
 
-	mu       sync.Mutex         // guards what follows; never held during network I/O or in a handler
-	changed  *sync.Cond         // on mu; signals each change that somebody may wait for
-	sockets  map[string]*Socket // by ID, from join to finishClosing
-	full     map[*Socket]bool   // sockets beyond maxQueue; Emit waits until each begins a new batch
-	stopping *closeError        // why all sockets end; set by Close
+	mu       sync.Mutex         // guards the fields below
+	sockets  map[string]*Socket // by ID; a socket is in it from join to leave
+	left     *sync.Cond         // on mu; wakes Close each time a socket has left
+	stopping *ending            // why all sockets end; set by Close
 }
 
 // NewHub returns a hub without sockets.
 func NewHub() *Hub {
-	h := &Hub{connection: func(*Socket) {}, sockets: map[string]*Socket{}, full: map[*Socket]bool{}}
-	h.changed = sync.NewCond(&h.mu)
+	h := &Hub{connection: func(*Socket) {}, sockets: map[string]*Socket{}}
+	h.left = sync.NewCond(&h.mu)
 	return h
 }
 
-// On sets the handler of "connection", the hub's only event. It runs once for each new socket,
-// before that socket's own handlers. Call On before serving.
+// On sets the handler of "connection", a hub's only event; On panics for another. The handler runs
+// once for each new socket, before that socket's own handlers. Call On before serving.
 func (h *Hub) On(event string, handle func(*Socket)) {
 	if event != "connection" {
 		panic("a hub has no event " + event)
@@ -55,99 +85,164 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 	h.connection = handle
 }
 
-// Emit sends an event to every socket, in one order for all. It waits for clients that read slowly;
-// a stuck client is dropped within fullWait. It fails if data cannot be encoded as JSON.
+// Emit sends an event to every socket, in one order for all. It waits for clients that read
+// slowly, up to fullWait. It fails if the event is reserved or data cannot be encoded as JSON.
 func (h *Hub) Emit(event string, data any) error { return h.emit(event, data, nil) }
 
+// emit sends an event to every socket but one, which may be nil.
 func (h *Hub) emit(event string, data any, except *Socket) error {
-	frame, err := eventFrame(event, data)
+	encoded, err := encodeEvent(event, data)
 	if err != nil {
 		return err
 	}
+	// The lock is held until the event is in every queue: so all sockets get one order of events.
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for len(h.full) > 0 {
-		h.changed.Wait() // releases mu while it waits
-	}
 	for _, s := range h.sockets {
 		if s != except {
-			s.pushLocked(frame) // to all under one lock: in one order for all
-		}
-		if s.queued > maxQueue && s.closing.Load() == nil {
-			h.full[s] = true // the next line fails a batch that is older than fullWait
-			s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
+			s.push(encoded, maxQueue)
 		}
 	}
 	return nil
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended: within closeWait of the last join, if no handler hangs. No handler may call it.
+// have ended: some closeWait later at most, if no handler hangs. No handler may call Close, because
+// Close waits for the handlers.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.stopping = newCloseError(1001, "server shutting down")
+	h.stopping = endWith(1001, "server shutting down")
 	for _, s := range h.sockets {
-		s.startClosingLocked(h.stopping)
+		s.startClosing(h.stopping)
 	}
 	for len(h.sockets) > 0 {
-		h.changed.Wait()
+		h.left.Wait() // releases mu while it waits
 	}
 }
 
-// A Socket is the server's end of one client's connection. Any goroutine may call its methods,
-// except On. Its life is serve, in part 2.
+// A Socket is the server's end of a client's connection. Any goroutine may call its methods but On.
 type Socket struct {
 	ID       string // unguessable and unique; the client has the same
 	hub      *Hub
-	handlers map[string][]Handler       // by event; only the reader uses them
-	conn     net.Conn                   // the reader reads it, the writer writes it
-	input    *bufio.Reader              // what is read from conn; only the reader uses it
-	ws       *websocket.Conn            // x/net's view of conn; only the reader uses it
-	closing  atomic.Pointer[closeError] // why the socket ends; set once, under hub.mu
+	handlers map[string][]Handler // by event; only the reader uses them
 
-	// Guarded by hub.mu.
-	queue      [][]byte  // frames that are not written yet; sockets share their bytes
-	queued     int       // the bytes in queue, with frameCost for each frame
-	batchBegan time.Time // when the writer began its batch: the batch's time counts from then
+	conn  net.Conn        // the TCP connection; the reader reads it, the writer writes it
+	input *bufio.Reader   // what has been read from conn; only the reader uses it
+	ws    *websocket.Conn // takes frames from input; only the reader uses it
+
+	mu         sync.Mutex  // guards the fields below; never lock hub.mu while you hold it
+	changed    *sync.Cond  // on mu; wakes what waits for a batch to begin, or for the writer to end
+	queue      [][]byte    // encoded frames that wait for the writer; many queues hold the same bytes
+	queued     int         // the bytes in queue, with frameCost for each frame
+	writing    bool        // the writer runs
+	batchBegan time.Time   // when the writer began its last batch
+	why        *ending     // why the socket ends; nil until it does
+	closeTimer *time.Timer // closes conn when closeWait is over; set together with why
 }
 
 // A Handler gets an event's data as JSON, or nil if the client sent none. If it returns an error,
-// the client, if still there, gets its text as an "error" event, and later handlers do not run.
+// the event's later handlers do not run, and the client gets the text as an "error" event.
 type Handler func(data json.RawMessage) error
 
-// On adds a handler for an event, or for "disconnect", which comes once and has the reason as its
+// On adds a handler for an event, or for "disconnect", which comes once, with the reason as its
 // data. A socket's handlers run one at a time, in the order in which the client sent the events.
 // Call On only in a handler of "connection" or of this socket.
 func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client. It waits while more than half of maxQueue is queued for the
-// client. It fails if data cannot be encoded as JSON.
+// Emit sends an event to this client. It waits while more than maxAnswers is queued for the client,
+// up to fullWait. It fails like Hub.Emit.
 func (s *Socket) Emit(event string, data any) error {
-	frame, err := eventFrame(event, data)
+	encoded, err := encodeEvent(event, data)
 	if err == nil {
-		s.push(frame)
+		s.push(encoded, maxAnswers)
 	}
 	return err
 }
 
-// Broadcast sends an event to every socket but this one. In all else it is like Hub.Emit.
+// Broadcast sends an event to every socket but this one. Otherwise it works like Hub.Emit.
 func (s *Socket) Broadcast(event string, data any) error { return s.hub.emit(event, data, s) }
 
 // Disconnect ends the socket with close code 1000, after what is queued for it. It does not wait.
-func (s *Socket) Disconnect() { s.startClosing(newCloseError(1000, "server disconnect")) }
+func (s *Socket) Disconnect() { s.startClosing(endWith(1000, "server disconnect")) }
 
-// ServeHTTP accepts a WebSocket handshake. It returns when the socket has ended.
+// route runs the handlers of a message's event. It returns the error that the client has to get.
+func (s *Socket) route(text []byte) error {
+	var message struct {
+		Event string          `json:"event"`
+		Data  json.RawMessage `json:"data"`
+	}
+	if s.isClosing() {
+		return nil // the client sent this before it got our close frame
+	}
+	if err := json.Unmarshal(text, &message); err != nil || message.Event == "" {
+		return errors.New(`a message must be a JSON object with an "event"`)
+	}
+	if slices.Contains(reservedEvents, message.Event) || message.Event == "error" {
+		return fmt.Errorf("event %q is reserved for the server", message.Event)
+	}
+	if s.handlers[message.Event] == nil {
+		return fmt.Errorf("the server has no handler for event %.40q", message.Event)
+	}
+	return s.run(message.Event, message.Data)
+}
+
+// reservedEvents are the hub's own: neither clients nor handlers may send them.
+var reservedEvents = []string{"connect", "connection", "disconnect"}
+
+// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone.
+func (s *Socket) run(event string, data json.RawMessage) error {
+	defer func() {
+		if bug := recover(); bug != nil {
+			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
+			s.startClosing(endWith(1011, "a handler panicked"))
+		}
+	}()
+	for _, handle := range s.handlers[event] {
+		if err := handle(data); err != nil {
+			return fmt.Errorf("event %q: %w", event, err)
+		}
+	}
+	return nil
+}
+
+// Part 2: the handshake. An HTTP request becomes a socket.
+
+// ServeHTTP accepts a WebSocket handshake. It returns when the socket has ended. Hijack takes the
+// TCP connection over from net/http.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// x/net expects one Upgrade token, and reads only the first Connection line.
+	conn, buffers, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "this connection cannot become a WebSocket", http.StatusInternalServerError)
+		return
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetWriteBuffer(sendBuffer)
+	}
+	conn.SetWriteDeadline(time.Now().Add(handshakeWait))
+	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}, conn: conn, input: buffers.Reader}
+	s.changed = sync.NewCond(&s.mu)
+
+	// x/net expects one Upgrade token, and looks at the first Connection line alone.
 	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
 	r.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
-	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}}
-	s.On("connection", func(json.RawMessage) error { h.connection(s); return nil }) // serve runs it
-	websocket.Server{Handshake: checkOrigin, Handler: s.serve}.ServeHTTP(hijacker{w, s}, r)
+	// x/net writes nothing but its answer. A small buffer is enough for it, and saves 4 KB a socket.
+	buffers.Writer = bufio.NewWriterSize(conn, 256)
+	server := websocket.Server{Handshake: checkOrigin, Handler: s.serve}
+	server.ServeHTTP(hijacked{w, conn, buffers}, r)
 }
+
+// hijacked gives x/net a connection that has been taken over already. x/net calls Hijack itself,
+// and has no method that returns the connection to us.
+type hijacked struct {
+	http.ResponseWriter
+	conn    net.Conn
+	buffers *bufio.ReadWriter
+}
+
+func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.conn, h.buffers, nil }
 
 // findToken returns token if a header's list has it, in any letter case, or else "". Several
 // lines make one list (RFC 9110, section 5.3).
@@ -164,327 +259,350 @@ func findToken(lines []string, token string) string {
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
 	config.Protocol = nil // choose no subprotocol; x/net would accept a single one
-	page, err := websocket.Origin(config, r)
-	if err == nil && (page == nil || strings.EqualFold(page.Host, r.Host)) {
-		return nil
+	origin, err := websocket.Origin(config, r)
+	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
+		return nil // origin is nil if the client is no browser
 	}
-	log.Printf("refused a page: origin %.99q is not the host %.99q", r.Header.Get("Origin"), r.Host)
+	log.Printf("refused a page: %.99q is not an origin of the host %.99q, such as %.99q",
+		r.Header.Get("Origin"), r.Host, "http://"+r.Host)
 	return websocket.ErrBadWebSocketOrigin
 }
 
-// route runs the handlers of a message's event. The client gets its error.
-func (s *Socket) route(text []byte) error {
-	var message struct {
-		Event string          `json:"event"`
-		Data  json.RawMessage `json:"data"`
-	}
-	err := json.Unmarshal(text, &message)
-	switch event := message.Event; {
-	case s.closing.Load() != nil:
-		return nil // the client sent this before it got our close frame
-	case err != nil || event == "":
-		return errors.New(`a message must be a JSON object with an "event"`)
-	case event == "connection", event == "connect", event == "disconnect", event == "error":
-		return fmt.Errorf("event %q is reserved for the server", event)
-	case s.handlers[event] == nil:
-		return fmt.Errorf("the server has no handler for event %.40q", event)
-	}
-	return s.run(message.Event, message.Data)
-}
+// Part 3: the life of a socket.
 
-// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone.
-func (s *Socket) run(event string, data json.RawMessage) error {
-	defer func() {
-		if bug := recover(); bug != nil {
-			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
-			s.startClosing(newCloseError(1011, "a handler panicked"))
-		}
-	}()
-	for _, handle := range s.handlers[event] {
-		if err := handle(data); err != nil {
-			return fmt.Errorf("event %q: %w", event, err)
-		}
-	}
-	return nil
-}
-
-// Part 2: the life of a socket. You can stop here: part 1 is enough to use a hub. The rest
-// protects it when clients are slow, hostile or gone.
-
-const (
-	maxMessageSize = 64 << 10  // bytes; a longer message closes its connection with 1009
-	maxQueue       = 2 << 20   // bytes that wait for one client; beyond it, Hub.Emit waits
-	maxIdleQueue   = 2048      // frames; an empty queue keeps space for so many: 48 KB
-	frameCost      = 64        // bytes that each queued frame counts for, beside its own
-	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
-	sendBuffer     = 128 << 10 // bytes that the kernel buffers; its default can be megabytes
-
-	writeWait  = 20 * time.Second       // for a batch, or the client is dropped; covers lost Wi-Fi
-	fullWait   = 900 * time.Millisecond // in place of writeWait, when the queue is beyond maxQueue
-	pingPeriod = 25 * time.Second       // of silence: a ping; after 25 s more, the client is dropped
-	closeWait  = 3 * time.Second        // to write the handshake's answer; also for a whole closing
-)
-
-// serve is a socket's life. x/net calls it after the handshake, in a goroutine of the connection:
-// the socket's reader. When serve returns, x/net closes the connection.
+// serve is a socket's life. x/net calls it after the handshake, in the connection's goroutine:
+// that is the socket's reader. When serve returns, x/net closes the connection.
 func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
 	s.hub.join(s)
-	s.run("connection", nil)         // the application adds its handlers
-	s.startClosing(s.readMessages()) // until the client closes, breaks a rule, or is lost
-	reason, _ := json.Marshal(s.closing.Load().reason)
+	// The hub's handler runs as one of the socket's, so that run recovers its panics, too.
+	s.On("connection", func(json.RawMessage) error { s.hub.connection(s); return nil })
+	s.run("connection", nil)
+	why := s.readMessages()   // until the client closes, breaks a rule, or is lost
+	why = s.startClosing(why) // the first ending counts
+	reason, _ := json.Marshal(why.reason)
 	s.run("disconnect", reason)
 	s.finishClosing()
+	s.hub.leave(s)
 }
 
-// join adds s to the hub and queues "connect" under one lock: after "connect", s misses no event.
+// join adds s to the hub. It queues "connect" under the hub's lock, so that "connect" comes first
+// and s misses no event after it.
 func (h *Hub) join(s *Socket) {
-	connect, _ := eventFrame("connect", map[string]string{"id": s.ID})
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	connect := fmt.Appendf(nil, `{"event":"connect","data":{"id":%q}}`, s.ID)
+	s.push(encodeFrame(websocket.TextFrame, connect), maxQueue)
 	h.sockets[s.ID] = s
-	s.pushLocked(connect)
 	if h.stopping != nil {
-		s.startClosingLocked(h.stopping)
+		s.startClosing(h.stopping)
 	}
 }
 
-// push queues a frame for this client alone. It waits while over half of maxQueue is taken: unread
-// answers to a client's own messages cannot alone make Hub.Emit wait.
-func (s *Socket) push(frame []byte) {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	for s.queued > maxQueue/2 && s.closing.Load() == nil {
-		s.hub.changed.Wait()
-	}
-	s.pushLocked(frame)
+func (h *Hub) leave(s *Socket) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sockets, s.ID)
+	h.left.Broadcast()
 }
 
-// pushLocked queues a frame. The caller of a method named …Locked holds hub.mu.
-func (s *Socket) pushLocked(frame []byte) {
-	if s.closing.Load() != nil {
+// An ending says why a socket ends.
+type ending struct {
+	reason     string // in words, for the "disconnect" handlers
+	closeFrame []byte // tells the client; nil if the client is lost
+}
+
+var connectionLost = &ending{reason: "connection lost"}
+
+// endWith returns an ending with a close code of RFC 6455, section 7.4. The client gets the
+// reason, too.
+func endWith(code uint16, reason string) *ending {
+	payload := binary.BigEndian.AppendUint16(nil, code)
+	payload = append(payload, reason...)
+	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
+}
+
+// startClosing starts the closing handshake (RFC 6455, section 7.1.2): it queues the close frame.
+// The reader reads on until the client's close frame comes. After closeWait, the connection is
+// closed in any case. A socket ends once: startClosing returns the ending that came first.
+func (s *Socket) startClosing(why *ending) *ending {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why != nil {
+		return s.why
+	}
+	if why.closeFrame != nil {
+		s.appendLocked(why.closeFrame)
+	}
+	s.why = why // from here on nothing is queued: the close frame is the last
+	s.closeTimer = time.AfterFunc(closeWait, func() { s.conn.Close() })
+	return why
+}
+
+// isClosing reports whether the socket ends.
+func (s *Socket) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.why != nil
+}
+
+// finishClosing waits until the queue is written and the client has closed TCP: closeWait at most.
+func (s *Socket) finishClosing() {
+	// Read on, or a client that still writes would never come to read what we send. And closing
+	// TCP with unread input would reset the connection: the client could lose the last frames.
+	clientClosed := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, s.conn)
+		close(clientClosed)
+	}()
+	s.mu.Lock()
+	for s.writing {
+		s.changed.Wait()
+	}
+	s.mu.Unlock()
+	if tcp, ok := s.conn.(*net.TCPConn); ok {
+		tcp.CloseWrite() // the client sees the end, and closes its side
+	}
+	<-clientClosed
+	s.closeTimer.Stop()
+}
+
+// Part 4: the queue and the writer. A message goes out.
+
+// push queues an encoded frame for the client. While more than limit bytes are queued, it waits,
+// and the batch that it waits for has only fullWait from its beginning.
+func (s *Socket) push(encoded []byte, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.queued > limit && s.why == nil {
+		// A deadline also ends a Write that runs already. Each batch sets a new one as it begins,
+		// and wakes us: so this line shortens it again.
+		s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
+		s.changed.Wait() // releases mu while it waits
+	}
+	s.appendLocked(encoded)
+}
+
+// appendLocked queues an encoded frame, and starts the writer if it does not run. After the close
+// frame it queues nothing. The caller holds s.mu.
+func (s *Socket) appendLocked(encoded []byte) {
+	if s.why != nil {
 		return
 	}
-	s.queue = append(s.queue, frame)
-	s.queued += len(frame) + frameCost
-	if len(s.queue) == 1 { // otherwise the writer runs: it removes frames only once written
+	s.queue = append(s.queue, encoded)
+	s.queued += len(encoded) + frameCost
+	if !s.writing {
+		s.writing = true
 		go s.write()
 	}
 }
 
-// write is the socket's writer. It writes the queue in batches, and ends when the queue is empty.
+// write is the socket's writer. It sends the queue in batches, until the queue is empty.
 func (s *Socket) write() {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	for len(s.queue) > 0 {
-		batch, n := batches.Get().(*bytes.Buffer), 0
-		for ; n < len(s.queue) && batch.Len() < maxBatch; n++ {
-			batch.Write(s.queue[n])
-		}
-		s.batchBegan = time.Now()
-		s.conn.SetWriteDeadline(s.batchBegan.Add(writeWait))
-		delete(s.hub.full, s)
-		s.hub.changed.Broadcast()
-		s.hub.mu.Unlock() // nobody holds the lock during network I/O
-		_, err := s.conn.Write(batch.Bytes())
-		s.hub.mu.Lock()
-		s.queue = slices.Delete(s.queue, 0, n)
-		s.queued -= batch.Len() + n*frameCost
-		batch.Reset()
-		batches.Put(batch)
-		if err != nil { // the client is too slow, or gone
-			s.startClosingLocked(errLost)
-			s.conn.Close()
-			s.queue = nil
+	// Let senders queue more first: larger batches need fewer system calls.
+	runtime.Gosched()
+	batch := batches.Get().(*bytes.Buffer)
+	for s.nextBatch(batch) {
+		if _, err := s.conn.Write(batch.Bytes()); err != nil {
+			s.conn.Close() // The reader fails now, and ends the socket. Further writes fail, too.
 		}
 	}
-	if cap(s.queue) > maxIdleQueue {
+	batches.Put(batch)
+}
+
+// nextBatch moves frames from the queue into batch. If it reports false, the writer has to end.
+func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	batch.Reset()
+	frames := 0
+	for frames < len(s.queue) && batch.Len() < maxBatch {
+		batch.Write(s.queue[frames])
+		frames++
+	}
+	s.queue = slices.Delete(s.queue, 0, frames)
+	s.queued -= batch.Len() + frames*frameCost
+	if frames == 0 && cap(s.queue) > maxIdleQueue {
 		s.queue = nil
 	}
-	s.hub.changed.Broadcast()
+	s.writing = frames > 0
+	s.batchBegan = time.Now()
+	s.conn.SetWriteDeadline(s.batchBegan.Add(batchWait))
+	s.changed.Broadcast()
+	return s.writing
 }
 
-var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batch
+var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
 
-// startClosing starts the closing handshake (RFC 6455, section 7.1.2), if none has started: it
-// queues the close frame. A reader that still reads goes on until the client's close frame. After
-// closeWait, the connection is closed in any case.
-func (s *Socket) startClosing(why *closeError) {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	s.startClosingLocked(why)
+// Part 5: the wire. A frame (RFC 6455, section 5.2) is a header and a payload:
+//
+//	1 bit     FIN: the frame ends its message
+//	3 bits    reserved: 0
+//	4 bits    the opcode: 0 continuation, 1 text, 2 binary, 8 close, 9 ping, 10 pong
+//	1 bit     the frame has a mask; a client's frames must, the server's must not
+//	7 bits    the payload's length up to 125; or 126 or 127: the next 2 or 8 bytes have it
+//	4 bytes   the mask, if there is one
+//
+// Opcodes from 8 on are control frames. They may come between the frames of a message.
+
+// A frame is one frame from the client.
+type frame struct {
+	fin     bool
+	opcode  byte
+	payload []byte // without the mask
 }
 
-func (s *Socket) startClosingLocked(why *closeError) {
-	if s.closing.Load() != nil {
-		return
-	}
-	if why.frame != nil {
-		s.pushLocked(why.frame)
-	}
-	s.closing.Store(why)
-	s.conn.SetDeadline(time.Now().Add(closeWait))        // in place of shorter limits
-	time.AfterFunc(closeWait, func() { s.conn.Close() }) // even if longer limits are set meanwhile
-	delete(s.hub.full, s)
-	s.hub.changed.Broadcast()
-}
-
-// finishClosing waits until all is written and the client closes TCP, or closeWait is over. It
-// discards input: closing TCP with unread input resets it, and the client may lose the last frames.
-func (s *Socket) finishClosing() {
-	go io.Copy(io.Discard, s.conn) // a client may read only after it has written; ends with conn
-	s.hub.mu.Lock()
-	for len(s.queue) > 0 {
-		s.hub.changed.Wait()
-	}
-	s.hub.mu.Unlock()
-	if tcp, ok := s.conn.(interface{ CloseWrite() error }); ok {
-		tcp.CloseWrite()
-	}
-	io.Copy(io.Discard, s.conn) // until the client closes TCP
-	s.hub.mu.Lock()
-	delete(s.hub.sockets, s.ID)
-	s.hub.changed.Broadcast()
-	s.hub.mu.Unlock()
-}
-
-// A hijacker gives x/net the connection, and stores it in the socket: x/net does not show it.
-type hijacker struct {
-	http.ResponseWriter
-	socket *Socket
-}
-
-func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffers, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		tcp.SetWriteBuffer(sendBuffer)
-	}
-	conn.SetWriteDeadline(time.Now().Add(closeWait))
-	h.socket.conn, h.socket.input = conn, buffers.Reader
-	// x/net writes only 101 or an error. A small buffer is enough, and saves 4 KB for each socket.
-	return conn, bufio.NewReadWriter(buffers.Reader, bufio.NewWriterSize(conn, 256)), nil
-}
-
-// Part 3: the wire.
-
-// A closeError ends a socket.
-type closeError struct {
-	reason string // for the "disconnect" handlers
-	frame  []byte // the close frame for the client; nil if the connection is lost
-}
-
-var errLost = &closeError{reason: "connection lost"}
-
-// newCloseError returns a closeError with a code of RFC 6455, section 7.4.
-func newCloseError(code uint16, reason string) *closeError {
-	payload := append(binary.BigEndian.AppendUint16(nil, code), reason...)
-	return &closeError{reason, newFrame(websocket.CloseFrame, payload)}
-}
-
-// readMessages joins frames to messages (RFC 6455, section 5.4), routes them, and says why it ends.
-func (s *Socket) readMessages() *closeError {
-	var text []byte
-	for unfinished := false; ; {
-		fin, opcode, payload, why := s.nextFrame(maxMessageSize - len(text))
-		switch {
-		case why != nil:
+// readMessages is the reader's loop. It joins frames to messages (RFC 6455, section 5.4) and
+// routes them. It returns why it ends.
+func (s *Socket) readMessages() *ending {
+	var text []byte     // what has come of a message
+	unfinished := false // more of that message has to come
+	for {
+		s.waitForFrame()
+		f, why := s.readFrame(maxMessageSize - len(text))
+		if why != nil {
 			return why
-		case opcode == websocket.PingFrame:
-			s.push(newFrame(websocket.PongFrame, payload))
-		case opcode == websocket.PongFrame: // it only shows that the client is there
-		case opcode == websocket.CloseFrame:
-			return echoClose(payload)
-		case unfinished != (opcode == websocket.ContinuationFrame):
-			return newCloseError(1002, "unexpected continuation frame, or the last message has not ended")
-		case opcode == websocket.BinaryFrame:
-			return newCloseError(1003, "messages must be text, not binary")
-		default:
-			text, unfinished = append(text, payload...), !fin
-			if fin && !utf8.Valid(text) {
-				return newCloseError(1007, "text must be UTF-8")
+		}
+		switch f.opcode {
+		case websocket.PingFrame:
+			s.push(encodeFrame(websocket.PongFrame, f.payload), maxAnswers)
+			continue
+		case websocket.PongFrame:
+			continue // the client is there: that is all it says
+		case websocket.CloseFrame:
+			return answerClose(f.payload)
+		case websocket.ContinuationFrame:
+			if !unfinished {
+				return endWith(1002, "a continuation frame must follow the first frame of a message")
 			}
-			if fin {
-				if err := s.route(text); err != nil {
-					s.Emit("error", err.Error())
-				}
-				text = nil
+		default: // text or binary
+			if unfinished {
+				return endWith(1002, "the next frame of an unfinished message must be a continuation frame")
+			}
+			if f.opcode == websocket.BinaryFrame {
+				return endWith(1003, "messages must be text, not binary")
 			}
 		}
+		text = append(text, f.payload...)
+		unfinished = !f.fin
+		if unfinished {
+			continue
+		}
+		if !utf8.Valid(text) {
+			return endWith(1007, "text must be UTF-8")
+		}
+		if err := s.route(text); err != nil {
+			s.Emit("error", err.Error())
+		}
+		text = nil
 	}
 }
 
-// echoClose answers a valid close frame with its own code or none (RFC 6455, section 5.5.1).
-func echoClose(payload []byte) *closeError {
-	code := payload[:min(2, len(payload))]
-	switch n := binary.BigEndian.Uint16(append(slices.Clone(code), 0, 0)); { // code may be short
-	case len(code) == 0:
-	case len(code) == 1, n < 1000, n > 1003 && n < 1007, n > 1014 && n < 3000, n > 4999: // section 7.4
-		return newCloseError(1002, "invalid close code")
-	case !utf8.Valid(payload[2:]):
-		return newCloseError(1007, "a close reason must be UTF-8")
-	}
-	return &closeError{"client disconnect", newFrame(websocket.CloseFrame, code)}
-}
-
-// nextFrame reads a frame, and checks what x/net does not (RFC 6455, section 5.2). It also pings.
-func (s *Socket) nextFrame(limit int) (fin bool, opcode byte, payload []byte, why *closeError) {
-	// Peek waits for the first byte; x/net reads it. After a ping, the client gets another pingPeriod.
+// waitForFrame waits for the first byte of a frame. It pings a client that is silent for
+// pingPeriod, so that proxies keep the connection, and a client that has vanished is noticed.
+func (s *Socket) waitForFrame() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
-	if _, err := s.input.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
-		s.hub.mu.Lock() // push would wait while much is queued
-		s.pushLocked(newFrame(websocket.PingFrame, nil))
-		s.hub.mu.Unlock()
+	_, err := s.input.Peek(1) // leaves the byte to x/net
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue)
 	}
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod)) // for the whole frame, or the pong
-	frame, err := s.ws.NewFrameReader()
-	if err != nil {
-		return false, 0, nil, errLost
-	}
-	var header [14]byte
-	n, _ := frame.HeaderReader().Read(header[:])
-	fin, opcode, length := header[0]&0x80 != 0, header[0]&0x0f, frame.Len()-n // Len counts the header
-	control := opcode >= websocket.CloseFrame
-	switch {
-	case header[1]&0x80 == 0:
-		why = newCloseError(1002, "a client must mask its frames")
-	case header[0]&0x70 != 0, opcode > websocket.BinaryFrame && !control, opcode > websocket.PongFrame:
-		why = newCloseError(1002, "a reserved bit or opcode is set")
-	case control && (!fin || length > 125):
-		why = newCloseError(1002, "a control frame must be whole, with at most 125 bytes")
-	case !control && length > limit:
-		why = newCloseError(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
-	default:
-		// ReadAll takes memory only for what arrives. On 32-bit machines, x/net may cut the length.
-		payload, _ = io.ReadAll(io.LimitReader(frame, int64(length)))
-		if len(payload) < length {
-			why = errLost
-		}
-	}
-	return fin, opcode, payload, why
 }
 
-// eventFrame encodes an event as a frame, once for all sockets.
-func eventFrame(event string, data any) ([]byte, error) {
-	text, err := json.Marshal(struct {
+// readFrame reads a frame, and checks what x/net does not. A longer payload than limit ends the
+// socket before it is read.
+func (s *Socket) readFrame(limit int) (frame, *ending) {
+	reader, err := s.ws.NewFrameReader() // x/net reads the header; reader takes off the mask
+	if err != nil {
+		return frame{}, connectionLost
+	}
+	header, _ := io.ReadAll(reader.HeaderReader())
+	fin := header[0]&0x80 != 0
+	reserved := header[0] & 0x70
+	opcode := header[0] & 0x0f
+	masked := header[1]&0x80 != 0
+	length := reader.Len() - len(header) // Len counts the header
+	isControl := opcode >= websocket.CloseFrame
+
+	switch {
+	case !masked:
+		return frame{}, endWith(1002, "a client must mask its frames")
+	case reserved != 0:
+		return frame{}, endWith(1002, "a reserved bit is set")
+	case opcode > websocket.BinaryFrame && !isControl, opcode > websocket.PongFrame:
+		return frame{}, endWith(1002, "the opcode is reserved")
+	case isControl && !fin:
+		return frame{}, endWith(1002, "a control frame must not be fragmented")
+	case isControl && length > 125:
+		return frame{}, endWith(1002, "a control frame may have at most 125 bytes")
+	case !isControl && length > limit:
+		return frame{}, endWith(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
+	}
+	// ReadAll allocates as bytes arrive. On a 32-bit machine x/net may truncate the length: so the
+	// reader itself is limited, too.
+	payload, _ := io.ReadAll(io.LimitReader(reader, int64(length)))
+	if len(payload) < length {
+		return frame{}, connectionLost
+	}
+	return frame{fin, opcode, payload}, nil
+}
+
+// answerClose returns the ending for a client's close frame. The answer has the client's own code,
+// or none if the client gave none (RFC 6455, section 5.5.1).
+func answerClose(payload []byte) *ending {
+	if len(payload) == 0 {
+		return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, nil)}
+	}
+	if len(payload) == 1 {
+		return endWith(1002, "a close code has two bytes")
+	}
+	code := binary.BigEndian.Uint16(payload)
+	if !mayBeSent(code) {
+		return endWith(1002, fmt.Sprintf("close code %d must not be sent", code))
+	}
+	if !utf8.Valid(payload[2:]) {
+		return endWith(1007, "a close reason must be UTF-8")
+	}
+	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload[:2])}
+}
+
+// mayBeSent reports whether a close frame may have this code (RFC 6455, section 7.4).
+func mayBeSent(code uint16) bool {
+	return code >= 1000 && code <= 1003 || code >= 1007 && code <= 1014 || code >= 3000 && code <= 4999
+}
+
+// encodeEvent encodes an event as a frame, once for all sockets.
+func encodeEvent(event string, data any) ([]byte, error) {
+	if slices.Contains(reservedEvents, event) {
+		return nil, fmt.Errorf("event %q is reserved: only the hub sends it", event)
+	}
+	message := struct {
 		Event string `json:"event"`
 		Data  any    `json:"data"`
-	}{event, data})
-	return newFrame(websocket.TextFrame, text), err
+	}{event, data}
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false) // or each < would take six bytes; the page shows text as text
+	if err := encoder.Encode(message); err != nil {
+		return nil, err
+	}
+	return encodeFrame(websocket.TextFrame, bytes.TrimSpace(text.Bytes())), nil
 }
 
-// newFrame encodes a frame as servers send it: whole, and without a mask.
-func newFrame(opcode byte, payload []byte) []byte {
-	frame := append(make([]byte, 0, 10+len(payload)), 0x80|opcode)
-	switch n := len(payload); {
-	case n < 126:
-		frame = append(frame, byte(n))
-	case n < 1<<16:
-		frame = binary.BigEndian.AppendUint16(append(frame, 126), uint16(n))
+// encodeFrame encodes a frame as servers send it: whole, and without a mask.
+func encodeFrame(opcode byte, payload []byte) []byte {
+	encoded := make([]byte, 0, 10+len(payload))
+	encoded = append(encoded, 0x80|opcode)
+	length := len(payload)
+	switch {
+	case length <= 125:
+		encoded = append(encoded, byte(length))
+	case length <= 0xffff:
+		encoded = append(encoded, 126)
+		encoded = binary.BigEndian.AppendUint16(encoded, uint16(length))
 	default:
-		frame = binary.BigEndian.AppendUint64(append(frame, 127), uint64(n))
+		encoded = append(encoded, 127)
+		encoded = binary.BigEndian.AppendUint64(encoded, uint64(length))
 	}
-	return append(frame, payload...)
+	return append(encoded, payload...)
 }

@@ -2,7 +2,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,14 +11,17 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
-type chatData struct{ Data string } // of "chat" and "broadcast": {data: msg.value} on the page
+// chatData is the data of a "chat" or "broadcast" event: the page sends { data: msg.value }.
+type chatData struct{ Data string }
 
-// newChat is the tutorial's server. Each tutorial line is a comment above its Go line.
+// newChat is the tutorial's server. A comment with the tutorial's line stands above the Go line
+// that does the same.
 func newChat() *Hub {
 	// const io = new Server(httpServer)
 	io := NewHub()
@@ -32,10 +34,12 @@ func newChat() *Hub {
 			// io.emit('grpchat', chatdata.data)
 			return io.Emit("grpchat", chatdata.Data)
 		}))
+		// In the tutorial, broadcast takes the place of emit in 'chat'. Here it has its own event.
 		socket.On("broadcast", withChatData(func(chatdata chatData) error {
 			// socket.broadcast.emit('grpchat', chatdata.data)
 			return socket.Broadcast("grpchat", chatdata.Data)
 		}))
+		// The tutorial's server has no handler of "disconnect". This one only logs the reason.
 		socket.On("disconnect", func(reason json.RawMessage) error {
 			log.Println("client disconnected", socket.ID, string(reason))
 			return nil
@@ -44,12 +48,12 @@ func newChat() *Hub {
 	return io
 }
 
-// withChatData makes a Handler that decodes its data, and rejects what is not a chatData.
+// withChatData returns a Handler that decodes the data for handle. It refuses data without a text.
 func withChatData(handle func(chatData) error) Handler {
 	return func(data json.RawMessage) error {
 		var chatdata chatData
 		if json.Unmarshal(data, &chatdata) != nil || chatdata.Data == "" {
-			return errors.New(`data must look like {"data":"hello"}, with some text`)
+			return errors.New(`the text is missing; send it as {"data":"hello"}`)
 		}
 		return handle(chatdata)
 	}
@@ -61,12 +65,16 @@ func main() {
 	if flag.NArg() > 0 {
 		log.Fatalf("unexpected argument %q; to set the address, write -addr host:port", flag.Arg(0))
 	}
-	public, err := os.OpenRoot("public") // neither .. nor a symbolic link leads out of a Root
-	if err != nil {
+	host, port, err := net.SplitHostPort(*addr)
+	if err != nil || port == "" {
+		log.Fatalf("the address %q must be host:port, as in -addr localhost:3000", *addr)
+	}
+	if _, err := os.ReadDir("public"); err != nil {
 		log.Fatalf("cannot open public/; run this from the project's folder: %v", err)
 	}
+	signal.Ignore(syscall.SIGPIPE) // or the next line would end the program once nobody reads its log
 	io := newChat()
-	server := newServer(io, public)
+	server := newServer(io)
 	// httpServer.listen(3000)
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
@@ -78,19 +86,19 @@ func main() {
 		time.AfterFunc(4*time.Second, func() { os.Exit(0) }) // in case a handler hangs
 		server.Close()
 	})
-	host, _, _ := net.SplitHostPort(*addr)
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	log.Printf("listening on http://%s", net.JoinHostPort(cmp.Or(host, "localhost"), port))
+	address := listener.Addr().(*net.TCPAddr)
+	if address.IP.IsUnspecified() { // it listens on every address
+		host = "localhost"
+	}
+	log.Printf("listening on http://%s", net.JoinHostPort(host, strconv.Itoa(address.Port)))
 	if err := server.Serve(listener); stopped.Err() == nil {
 		log.Fatalf("serving failed: %v", err)
 	}
 	io.Close()
 }
 
-// newServer routes WebSocket handshakes, on any path, to the hub, and all else to the files.
-func newServer(io *Hub, public *os.Root) *http.Server {
-	// app.use(express.static(path.join(__dirname, 'public')))
-	files := http.FileServerFS(public.FS())
+// newServer routes WebSocket handshakes, on any path, to the hub. All else gets a file.
+func newServer(io *Hub) *http.Server {
 	var handler http.HandlerFunc = func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
@@ -98,13 +106,39 @@ func newServer(io *Hub, public *os.Root) *http.Server {
 			http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
 		case r.Method == http.MethodGet && findToken(r.Header["Upgrade"], "websocket") != "":
 			io.ServeHTTP(w, r)
-		case r.URL.Path != "/" && strings.HasSuffix(r.URL.Path, "/"):
-			http.NotFound(w, r) // no directory listings
 		default:
-			w.Header().Set("Cache-Control", "no-cache") // so that a reload shows an edit
-			files.ServeHTTP(w, r)
+			serveFile(w, r)
 		}
 	}
-	// The timeouts are for slow requests of files. A socket has its own.
-	return &http.Server{Handler: handler, ReadTimeout: 4 * time.Second, WriteTimeout: 4 * time.Second}
+	return &http.Server{
+		Handler:                      handler,
+		DisableGeneralOptionsHandler: true,            // or net/http would answer OPTIONS * by itself
+		ReadTimeout:                  4 * time.Second, // for a request; a socket sets its own deadlines
+		WriteTimeout:                 4 * time.Second, // for an answer that is no file
+	}
+}
+
+// serveFile serves a file of public/. For a folder it serves the folder's index.html; it never
+// lists one. OpenInRoot opens nothing outside public/, not even through .. or a symbolic link.
+func serveFile(w http.ResponseWriter, r *http.Request) {
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	if name == "" || strings.HasSuffix(name, "/") {
+		name += "index.html"
+	}
+	// app.use(express.static(path.join(__dirname, 'public')))
+	file, err := os.OpenInRoot("public", name)
+	if err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		http.NotFound(w, r)
+		return
+	}
+	// In this time, a slow line of 1 MB a second takes a file of 600 MB.
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Minute))
+	w.Header().Set("Cache-Control", "no-cache") // so that a reload shows an edit
+	http.ServeContent(w, r, name, info.ModTime(), file)
 }
