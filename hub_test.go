@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/websocket"
 )
 
 // TestMain lets the test program be the chat, for the tests that need a process.
@@ -1197,6 +1200,272 @@ func BenchmarkIdle(b *testing.B) {
 		dial(b, addr)
 	}
 	b.ReportMetric(float64(heap()-before)/float64(b.N), "B/socket")
+}
+
+// The hub in forty lines.
+
+// A naiveHub is the tutorial's io, as most examples write it: a mutex and a map of connections.
+type naiveHub struct {
+	mu    sync.Mutex
+	conns map[*websocket.Conn]bool // guarded by mu
+}
+
+// A naiveMessage is what the server sends.
+type naiveMessage struct {
+	Event string `json:"event"`
+	Data  any    `json:"data"`
+}
+
+// newNaiveHub returns a hub without clients.
+func newNaiveHub() *naiveHub { return &naiveHub{conns: map[*websocket.Conn]bool{}} }
+
+// ServeHTTP accepts a handshake. (websocket.Handler would refuse a client without an Origin.)
+func (h *naiveHub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	websocket.Server{Handler: h.serve}.ServeHTTP(w, r)
+}
+
+// serve is io.on("connection", …): the life of a client, in a goroutine of its own.
+func (h *naiveHub) serve(ws *websocket.Conn) {
+	h.mu.Lock()
+	h.conns[ws] = true
+	websocket.JSON.Send(ws, naiveMessage{"connect", map[string]string{"id": rand.Text()}})
+	h.mu.Unlock()
+	for {
+		var message struct {
+			Event string
+			Data  struct{ Data string }
+		}
+		if err := websocket.JSON.Receive(ws, &message); err != nil {
+			break
+		}
+		switch message.Event {
+		case "chat": // io.emit('grpchat', chatdata.data)
+			h.emit("grpchat", message.Data.Data, nil)
+		case "broadcast": // socket.broadcast.emit('grpchat', chatdata.data)
+			h.emit("grpchat", message.Data.Data, ws)
+		}
+	}
+	h.mu.Lock()
+	delete(h.conns, ws)
+	h.mu.Unlock()
+}
+
+// emit sends an event to every client but except.
+func (h *naiveHub) emit(event string, data any, except *websocket.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for ws := range h.conns {
+		if ws != except {
+			websocket.JSON.Send(ws, naiveMessage{event, data})
+		}
+	}
+}
+
+// What breaks the hub in forty lines.
+
+func TestTheNaiveHubIsTheTutorialsChat(t *testing.T) {
+	server := httptest.NewServer(newNaiveHub())
+	defer server.Close()
+	addr := server.Listener.Addr().String()
+	a, b, c := dial(t, addr), dial(t, addr), dial(t, addr)
+	if a.id == b.id || len(a.id) < 20 {
+		t.Errorf("ids %q and %q", a.id, b.id)
+	}
+	a.say(`{"event":"broadcast","data":{"data":"to the others"}}`)
+	a.say(`{"event":"chat","data":{"data":"to all"}}`)
+	for _, other := range []*client{b, c} {
+		other.hears("grpchat", `"to the others"`)
+	}
+	for _, each := range []*client{a, b, c} {
+		each.hears("grpchat", `"to all"`)
+	}
+}
+
+// In each row, the same happens to the naive hub and to ours. The last two strings are part of
+// what a client sees: first with the naive hub, then with ours.
+func TestWhatBreaksTheNaiveHub(t *testing.T) {
+	const hello, heard = `{"event":"chat","data":{"data":"hello"}}`, `{"event":"grpchat","data":"hello"}`
+	says := func(frames string) func(scene) string {
+		return func(s scene) string {
+			go s.b.drain()
+			s.a.write([]byte(frames))
+			return s.a.sees()
+		}
+	}
+	for _, test := range []struct {
+		name        string
+		happens     func(scene) string
+		naive, ours string
+	}{
+		// Clients that read slowly, and the cost of a message.
+		{"a client that stops reading", func(s scene) string {
+			go s.b.write([]byte(masked(0x81, hello) + masked(0x81, hello))) // a reads neither
+			s.b.sees()                                                      // the first, if the map has b before a
+			return s.b.sees()
+		}, "nothing", heard},
+		{"a client that reads one message a second", func(s scene) string {
+			var slow sync.WaitGroup
+			slow.Go(func() {
+				for range 20 {
+					s.a.next()
+					time.Sleep(time.Second)
+				}
+			})
+			defer slow.Wait()
+			began := time.Now()
+			go s.b.write([]byte(strings.Repeat(masked(0x81, hello), 20)))
+			for range 20 {
+				s.b.next()
+			}
+			return fmt.Sprintf("20 messages in %v", time.Since(began).Round(10*time.Second))
+		}, "in 20s", "in 0s"},
+		{"100 messages that wait for a client", func(s scene) string {
+			go s.a.drain()
+			go s.a.write([]byte(strings.Repeat(masked(0x81, hello), 100)))
+			synctest.Wait() // until nothing moves before b reads
+			writes, buf := 0, make([]byte, 64<<10)
+			for got := 0; got < 100*len("\x81\x22"+heard); writes++ { // a pipe reads one write at most
+				n, err := s.b.conn.Read(buf)
+				if err != nil {
+					return err.Error()
+				}
+				got += n
+			}
+			return fmt.Sprintf("%d writes", max(writes, 2)) // ours may need but one
+		}, "100 writes", "2 writes"},
+		{"a message for two clients", func(s scene) string {
+			go s.a.drain()
+			go s.b.drain()
+			var n encodings
+			s.emit("n", &n)
+			return fmt.Sprintf("encoded %d times", n)
+		}, "2 times", "1 times"},
+
+		// Messages.
+		{"text that is not JSON", says(masked(0x81, "hello")), "EOF", `"error"`},
+		{"data of the wrong shape", says(masked(0x81, `{"event":"chat","data":"hello"}`)), "EOF", `"error"`},
+		{"no data", says(masked(0x81, `{"event":"chat"}`)), `{"event":"grpchat","data":""}`, `"error"`},
+		{"an unknown event", says(masked(0x81, `{"event":"dance"}`)), "nothing", `"error"`},
+
+		// Frames.
+		{"a message in two fragments", says(masked(0x01, hello[:20]) + masked(0x80, hello[20:])), "EOF", heard},
+		{"text that is not UTF-8", says(masked(0x81, strings.Replace(hello, "hello", "\xff", 1))), `"data":"` + "\ufffd" + `"`, "close 1007"},
+		{"a binary message", says(masked(0x82, hello)), heard, "close 1003"},
+		{"a reserved bit", says(masked(0xc1, hello)), heard, "close 1002"},
+		{"a reserved opcode", says(masked(0x83, hello)), heard, "close 1002"},
+		{"a continuation of nothing", says(masked(0x80, hello)), heard, "close 1002"},
+		{"a message of a megabyte", says(masked(0x81, strings.Replace(hello, "hello", strings.Repeat("x", 1<<20), 1))), `"data":"xxx`, "close 1009"},
+		{"a message of 2⁶² bytes", says("\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00mask"), "EOF", "close 1009"},
+		{"a close frame", says(masked(0x88, "\x03\xe8")), "EOF", "close 1000"},
+
+		// Connections.
+		{"a client that only listens", func(s scene) string { return s.a.sees() }, "nothing", "ping"},
+		{"a client that vanishes", func(s scene) string {
+			// On TCP, keep-alive would notice it after 150 s, but not behind a proxy. A pipe has none.
+			time.Sleep(time.Hour)
+			return s.a.sees() // EOF if the server has closed the connection
+		}, "nothing", "EOF"},
+		{"a server that stops", func(s scene) string {
+			go s.stop()
+			return s.a.sees()
+		}, "nothing", "close 1001"},
+		{"a page of another origin", func(s scene) string {
+			conn := s.dial()
+			defer conn.Close()
+			io.WriteString(conn, strings.Replace(handshake, "\r\n\r\n", "\r\nOrigin: http://evil.example\r\n\r\n", 1))
+			return must(http.ReadResponse(bufio.NewReader(conn), nil)).Status
+		}, "101", "403"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				if got := test.happens(newScene(t, newNaiveHub())); !strings.Contains(got, test.naive) {
+					t.Errorf("the naive hub: %.200s, want %s", got, test.naive)
+				}
+			})
+			synctest.Test(t, func(t *testing.T) {
+				if got := test.happens(newScene(t, newChat())); !strings.Contains(got, test.ours) {
+					t.Errorf("our hub: %.200s, want %s", got, test.ours)
+				}
+			})
+		})
+	}
+}
+
+func TestAPanicCutsAClientOfTheNaiveHubWithoutACloseFrame(t *testing.T) {
+	run := func(t *testing.T, hub http.Handler, want string) {
+		s := newScene(t, hub)
+		go s.b.drain()
+		s.a.say(`{"event":"broadcast","data":{"data":"hello"}}`)
+		if got := s.a.sees(); !strings.Contains(got, want) {
+			t.Errorf("%T: %s, want %s", hub, got, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		naive := newNaiveHub()
+		naive.conns[nil] = true // a bug: Send to nil panics
+		run(t, naive, "EOF")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		ours := NewHub()
+		ours.On("connection", func(socket *Socket) {
+			socket.On("broadcast", func(json.RawMessage) error { panic("a bug") })
+		})
+		run(t, ours, "close 1011")
+	})
+}
+
+// A scene is a hub and two clients, connected by pipes.
+type scene struct {
+	pipes
+	a, b *client
+	emit func(event string, data any)
+	stop func()
+}
+
+func newScene(t *testing.T, hub http.Handler) scene {
+	s := scene{pipes: make(pipes)}
+	server := &http.Server{Handler: hub}
+	go server.Serve(s.pipes)
+	switch hub := hub.(type) {
+	case *naiveHub:
+		s.emit = func(event string, data any) { hub.emit(event, data, nil) }
+		s.stop = func() { server.Close() } // it ends no connection that is a WebSocket
+	case *Hub:
+		s.emit = func(event string, data any) { hub.Emit(event, data) }
+		s.stop = hub.Close
+	}
+	s.a, s.b = s.client(t), s.client(t)
+	t.Cleanup(func() {
+		s.a.conn.Close()
+		s.b.conn.Close()
+		s.stop()
+		server.Close()
+	})
+	return s
+}
+
+// sees says what the client gets next from the server: "nothing" if nothing comes for a minute.
+func (c *client) sees() string {
+	switch head, payload := c.read(); {
+	case head == 0x81:
+		return payload
+	case head == 0x88 && len(payload) > 1:
+		return fmt.Sprintf("close %d %s", binary.BigEndian.Uint16([]byte(payload)), payload[2:])
+	case head == 0x89:
+		return "ping"
+	case strings.Contains(payload, "timeout"):
+		return "nothing"
+	default:
+		return payload
+	}
+}
+
+// encodings counts how often it is encoded.
+type encodings int
+
+func (n *encodings) MarshalJSON() ([]byte, error) {
+	*n++
+	return []byte("null"), nil
 }
 
 // What the tests stand on.
