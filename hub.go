@@ -42,37 +42,40 @@ import (
 )
 
 const (
-	maxMessageSize = 64 << 10     // bytes; a client that sends a longer message gets close code 1009
-	maxQueue       = 2 << 20      // bytes; while more wait for a client, Hub.Emit waits
-	maxAnswers     = maxQueue / 2 // bytes; while more wait for a client, what is sent to it alone waits
-	maxBatch       = 256 << 10    // bytes; a batch of this size gets no further frame
-	frameCost      = 64           // bytes; added to the size of each queued frame, so that tiny frames count
-	maxIdleQueue   = 2048         // frames; an empty queue keeps room for no more than this: 24 bytes each
-	sendBuffer     = 128 << 10    // bytes that the kernel buffers for a client; by itself it may take megabytes
+	maxMessageSize = 64 << 10  // bytes; a client that sends a longer message gets close code 1009
+	maxQueue       = 2 << 20   // bytes; while more are queued for a client, Hub.Emit waits
+	frameCost      = 64        // bytes; added to the size of each queued frame, so that tiny frames count
+	maxIdleQueue   = 2048      // frames; an empty queue keeps room for no more: 24 bytes each
+	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
+	sendBuffer     = 128 << 10 // bytes; the kernel's buffer for a client, which could grow to megabytes
 
-	handshakeWait = 3 * time.Second        // the limit for a client to take the handshake's answer
-	pingPeriod    = 25 * time.Second       // a client that is silent for so long is pinged, and dropped after as long again
-	batchWait     = 20 * time.Second       // the limit for a batch while nobody waits for it; lost Wi-Fi may come back
-	fullWait      = 900 * time.Millisecond // the limit for a batch that a sender waits for
-	closeWait     = 3 * time.Second        // the limit for the closing handshake and what is queued before it
+	// While more bytes than this are queued for a client, Socket.Emit waits. It is less than maxQueue:
+	// so a client that does not read its own answers cannot make Hub.Emit wait for it.
+	halfQueue = maxQueue / 2
+
+	handshakeWait = 3 * time.Second        // the limit for sending the handshake's answer
+	pingPeriod    = 25 * time.Second       // a client silent for so long is pinged; in 25 s more it is dropped
+	batchWait     = 20 * time.Second       // the limit for a batch while no sender waits: Wi-Fi may come back
+	fullWait      = 900 * time.Millisecond // the limit for a batch while a sender waits for it
+	closeWait     = 3 * time.Second        // the limit for the closing handshake, and for what is queued
 )
 
 // Part 1: the tutorial's words. A learner may stop after this part.
 
-// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit and Close.
+// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit.
 type Hub struct {
-	connection func(*Socket) // the handler of "connection"; set before serving, then only read
+	onConnection func(*Socket) // the handler of "connection"; set before serving, then only read
 
-	mu       sync.Mutex         // guards the fields below
-	sockets  map[string]*Socket // by ID; a socket is in it from join to leave
-	left     *sync.Cond         // on mu; wakes Close each time a socket has left
-	stopping *ending            // why all sockets end; set by Close
+	mu         sync.Mutex         // guards the fields below
+	sockets    map[string]*Socket // by ID; a socket is in it from join to leave
+	socketLeft *sync.Cond         // on mu; wakes Close when a socket has left
+	ending     *ending            // why all sockets end; nil until Close sets it
 }
 
 // NewHub returns a hub without sockets.
 func NewHub() *Hub {
-	h := &Hub{connection: func(*Socket) {}, sockets: map[string]*Socket{}}
-	h.left = sync.NewCond(&h.mu)
+	h := &Hub{onConnection: func(*Socket) {}, sockets: map[string]*Socket{}}
+	h.socketLeft = sync.NewCond(&h.mu)
 	return h
 }
 
@@ -82,7 +85,7 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 	if event != "connection" {
 		panic("a hub has no event " + event)
 	}
-	h.connection = handle
+	h.onConnection = handle
 }
 
 // Emit sends an event to every socket, in one order for all. It waits for clients that read
@@ -107,17 +110,17 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended: some closeWait later at most, if no handler hangs. No handler may call Close, because
-// Close waits for the handlers.
+// have ended, which takes some closeWait at most if no handler hangs. No handler may call Close:
+// Close would wait for that handler.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.stopping = endWith(1001, "server shutting down")
+	h.ending = endWith(1001, "server shutting down")
 	for _, s := range h.sockets {
-		s.startClosing(h.stopping)
+		s.startClosing(h.ending)
 	}
 	for len(h.sockets) > 0 {
-		h.left.Wait() // releases mu while it waits
+		h.socketLeft.Wait() // releases mu while it waits
 	}
 }
 
@@ -131,14 +134,16 @@ type Socket struct {
 	input *bufio.Reader   // what has been read from conn; only the reader uses it
 	ws    *websocket.Conn // takes frames from input; only the reader uses it
 
-	mu         sync.Mutex  // guards the fields below; never lock hub.mu while you hold it
-	changed    *sync.Cond  // on mu; wakes what waits for a batch to begin, or for the writer to end
-	queue      [][]byte    // encoded frames that wait for the writer; many queues hold the same bytes
-	queued     int         // the bytes in queue, with frameCost for each frame
-	writing    bool        // the writer runs
-	batchBegan time.Time   // when the writer began its last batch
-	why        *ending     // why the socket ends; nil until it does
-	closeTimer *time.Timer // closes conn when closeWait is over; set together with why
+	// mu guards the fields below. Who needs hub.mu, too, locks that first: if some locked them in
+	// the other order, two goroutines could wait for each other for ever.
+	mu          sync.Mutex
+	queue       [][]byte    // encoded frames that wait for the writer; many queues share one event's bytes
+	queuedBytes int         // the size of queue, with frameCost for each frame
+	writing     bool        // the writer runs
+	batchBegan  time.Time   // when the writer began its last batch
+	progress    *sync.Cond  // on mu; tells push and finishClosing that the writer has begun a batch, or ended
+	ending      *ending     // why the socket ends; nil until it does
+	closeTimer  *time.Timer // closes conn when closeWait is over; set together with ending
 }
 
 // A Handler gets an event's data as JSON, or nil if the client sent none. If it returns an error,
@@ -152,12 +157,12 @@ func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client. It waits while more than maxAnswers is queued for the client,
+// Emit sends an event to this client. It waits while more than halfQueue is queued for the client,
 // up to fullWait. It fails like Hub.Emit.
 func (s *Socket) Emit(event string, data any) error {
 	encoded, err := encodeEvent(event, data)
 	if err == nil {
-		s.push(encoded, maxAnswers)
+		s.push(encoded, halfQueue)
 	}
 	return err
 }
@@ -192,7 +197,8 @@ func (s *Socket) route(text []byte) error {
 // reservedEvents are the hub's own: neither clients nor handlers may send them.
 var reservedEvents = []string{"connect", "connection", "disconnect"}
 
-// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone.
+// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone. The
+// reader goes on, as after Disconnect.
 func (s *Socket) run(event string, data json.RawMessage) error {
 	defer func() {
 		if bug := recover(); bug != nil {
@@ -210,10 +216,9 @@ func (s *Socket) run(event string, data json.RawMessage) error {
 
 // Part 2: the handshake. An HTTP request becomes a socket.
 
-// ServeHTTP accepts a WebSocket handshake. It returns when the socket has ended. Hijack takes the
-// TCP connection over from net/http.
+// ServeHTTP accepts a WebSocket handshake. It returns when the socket has ended.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn, buffers, err := http.NewResponseController(w).Hijack()
+	conn, buffers, err := http.NewResponseController(w).Hijack() // from here on it is ours
 	if err != nil {
 		http.Error(w, "this connection cannot become a WebSocket", http.StatusInternalServerError)
 		return
@@ -223,7 +228,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	conn.SetWriteDeadline(time.Now().Add(handshakeWait))
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}, conn: conn, input: buffers.Reader}
-	s.changed = sync.NewCond(&s.mu)
+	s.progress = sync.NewCond(&s.mu)
 
 	// x/net expects one Upgrade token, and looks at the first Connection line alone.
 	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
@@ -234,8 +239,8 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	server.ServeHTTP(hijacked{w, conn, buffers}, r)
 }
 
-// hijacked gives x/net a connection that has been taken over already. x/net calls Hijack itself,
-// and has no method that returns the connection to us.
+// hijacked hands a connection on to x/net. x/net calls Hijack to take a connection over, and keeps it
+// to itself. We need it, too, for deadlines and batches: so ServeHTTP takes it over first.
 type hijacked struct {
 	http.ResponseWriter
 	conn    net.Conn
@@ -244,8 +249,8 @@ type hijacked struct {
 
 func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.conn, h.buffers, nil }
 
-// findToken returns token if a header's list has it, in any letter case, or else "". Several
-// lines make one list (RFC 9110, section 5.3).
+// findToken returns token if a header's list has it, as in "Connection: keep-alive, Upgrade", or
+// else "". Letter case does not count. Several lines make one list (RFC 9110, section 5.3).
 func findToken(lines []string, token string) string {
 	for part := range strings.SplitSeq(strings.Join(lines, ","), ",") {
 		if strings.EqualFold(strings.TrimSpace(part), token) {
@@ -258,7 +263,7 @@ func findToken(lines []string, token string) string {
 // checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	config.Protocol = nil // choose no subprotocol; x/net would accept a single one
+	config.Protocol = nil // agree to no subprotocol; x/net would to a single one
 	origin, err := websocket.Origin(config, r)
 	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
 		return nil // origin is nil if the client is no browser
@@ -270,32 +275,47 @@ func checkOrigin(config *websocket.Config, r *http.Request) error {
 
 // Part 3: the life of a socket.
 
+// An ending is why a socket ends.
+type ending struct {
+	reason     string // in words, for the "disconnect" handlers
+	closeFrame []byte // tells the client; nil if there is no client to tell
+}
+
+var connectionLost = &ending{reason: "connection lost"}
+
+// endWith returns an ending whose close frame has a code of RFC 6455, section 7.4, and the reason.
+func endWith(code uint16, reason string) *ending {
+	payload := binary.BigEndian.AppendUint16(nil, code) // the code's two bytes, then the reason
+	payload = append(payload, reason...)
+	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
+}
+
 // serve is a socket's life. x/net calls it after the handshake, in the connection's goroutine:
 // that is the socket's reader. When serve returns, x/net closes the connection.
 func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
 	s.hub.join(s)
-	// The hub's handler runs as one of the socket's, so that run recovers its panics, too.
-	s.On("connection", func(json.RawMessage) error { s.hub.connection(s); return nil })
+	// The hub's handler runs as a handler of the socket. So run recovers its panics, too.
+	s.On("connection", func(json.RawMessage) error { s.hub.onConnection(s); return nil })
 	s.run("connection", nil)
 	why := s.readMessages()   // until the client closes, breaks a rule, or is lost
-	why = s.startClosing(why) // the first ending counts
+	why = s.startClosing(why) // or why it ends already: Disconnect may have come first
 	reason, _ := json.Marshal(why.reason)
 	s.run("disconnect", reason)
 	s.finishClosing()
 	s.hub.leave(s)
 }
 
-// join adds s to the hub. It queues "connect" under the hub's lock, so that "connect" comes first
-// and s misses no event after it.
+// join adds s to the hub. It queues "connect" under the hub's lock: so "connect" comes first, and s
+// misses no event after it. (encodeEvent would refuse "connect".)
 func (h *Hub) join(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	connect := fmt.Appendf(nil, `{"event":"connect","data":{"id":%q}}`, s.ID)
 	s.push(encodeFrame(websocket.TextFrame, connect), maxQueue)
 	h.sockets[s.ID] = s
-	if h.stopping != nil {
-		s.startClosing(h.stopping)
+	if h.ending != nil {
+		s.startClosing(h.ending)
 	}
 }
 
@@ -303,39 +323,24 @@ func (h *Hub) leave(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.sockets, s.ID)
-	h.left.Broadcast()
-}
-
-// An ending says why a socket ends.
-type ending struct {
-	reason     string // in words, for the "disconnect" handlers
-	closeFrame []byte // tells the client; nil if the client is lost
-}
-
-var connectionLost = &ending{reason: "connection lost"}
-
-// endWith returns an ending with a close code of RFC 6455, section 7.4. The client gets the
-// reason, too.
-func endWith(code uint16, reason string) *ending {
-	payload := binary.BigEndian.AppendUint16(nil, code)
-	payload = append(payload, reason...)
-	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
+	h.socketLeft.Broadcast()
 }
 
 // startClosing starts the closing handshake (RFC 6455, section 7.1.2): it queues the close frame.
-// The reader reads on until the client's close frame comes. After closeWait, the connection is
+// The reader reads on until the client answers with its own. After closeWait the connection is
 // closed in any case. A socket ends once: startClosing returns the ending that came first.
 func (s *Socket) startClosing(why *ending) *ending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.why != nil {
-		return s.why
+	if s.ending != nil {
+		return s.ending
 	}
 	if why.closeFrame != nil {
 		s.appendLocked(why.closeFrame)
 	}
-	s.why = why // from here on nothing is queued: the close frame is the last
+	s.ending = why // from here on nothing is queued: so the close frame is the last
 	s.closeTimer = time.AfterFunc(closeWait, func() { s.conn.Close() })
+	s.progress.Broadcast() // nobody needs to wait in push any more
 	return why
 }
 
@@ -343,13 +348,13 @@ func (s *Socket) startClosing(why *ending) *ending {
 func (s *Socket) isClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.why != nil
+	return s.ending != nil
 }
 
 // finishClosing waits until the queue is written and the client has closed TCP: closeWait at most.
 func (s *Socket) finishClosing() {
-	// Read on, or a client that still writes would never come to read what we send. And closing
-	// TCP with unread input would reset the connection: the client could lose the last frames.
+	// Read on for two reasons. A client may read our last frames only after it has written all of
+	// its own. And TCP, closed with input unread, may throw away what the client has not read.
 	clientClosed := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, s.conn)
@@ -357,11 +362,11 @@ func (s *Socket) finishClosing() {
 	}()
 	s.mu.Lock()
 	for s.writing {
-		s.changed.Wait()
+		s.progress.Wait()
 	}
 	s.mu.Unlock()
 	if tcp, ok := s.conn.(*net.TCPConn); ok {
-		tcp.CloseWrite() // the client sees the end, and closes its side
+		tcp.CloseWrite() // ends only our direction; the client sees it, and ends the other
 	}
 	<-clientClosed
 	s.closeTimer.Stop()
@@ -369,28 +374,33 @@ func (s *Socket) finishClosing() {
 
 // Part 4: the queue and the writer. A message goes out.
 
-// push queues an encoded frame for the client. While more than limit bytes are queued, it waits,
-// and the batch that it waits for has only fullWait from its beginning.
+// push queues an encoded frame for the client. While more than limit bytes are queued, it waits
+// for the writer to begin its next batch.
 func (s *Socket) push(encoded []byte, limit int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.queued > limit && s.why == nil {
-		// A deadline also ends a Write that runs already. Each batch sets a new one as it begins,
-		// and wakes us: so this line shortens it again.
-		s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
-		s.changed.Wait() // releases mu while it waits
+	for s.queuedBytes > limit && s.ending == nil {
+		s.hurryLocked() // each time: every batch begins with batchWait
+		s.progress.Wait()
 	}
 	s.appendLocked(encoded)
 }
 
+// hurryLocked gives the batch that is being written only fullWait, from its beginning, in place of
+// batchWait. The writer's Write runs already: a deadline ends it all the same. If it fails, the
+// client is dropped. The caller of a method named …Locked holds s.mu.
+func (s *Socket) hurryLocked() {
+	s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
+}
+
 // appendLocked queues an encoded frame, and starts the writer if it does not run. After the close
-// frame it queues nothing. The caller holds s.mu.
+// frame it queues nothing.
 func (s *Socket) appendLocked(encoded []byte) {
-	if s.why != nil {
+	if s.ending != nil {
 		return
 	}
 	s.queue = append(s.queue, encoded)
-	s.queued += len(encoded) + frameCost
+	s.queuedBytes += len(encoded) + frameCost
 	if !s.writing {
 		s.writing = true
 		go s.write()
@@ -399,53 +409,54 @@ func (s *Socket) appendLocked(encoded []byte) {
 
 // write is the socket's writer. It sends the queue in batches, until the queue is empty.
 func (s *Socket) write() {
-	// Let senders queue more first: larger batches need fewer system calls.
-	runtime.Gosched()
+	runtime.Gosched() // lets others run first: they may queue more frames for the first batch
 	batch := batches.Get().(*bytes.Buffer)
 	for s.nextBatch(batch) {
 		if _, err := s.conn.Write(batch.Bytes()); err != nil {
-			s.conn.Close() // The reader fails now, and ends the socket. Further writes fail, too.
+			// The client is too slow, or gone. The reader sees the connection closed, and ends the
+			// socket. Until then, this loop empties the queue: each further Write fails at once.
+			s.conn.Close()
 		}
 	}
 	batches.Put(batch)
 }
 
-// nextBatch moves frames from the queue into batch. If it reports false, the writer has to end.
+// nextBatch moves frames from the queue into batch. If the queue is empty, it returns false: then
+// the writer has to end.
 func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	batch.Reset()
-	frames := 0
-	for frames < len(s.queue) && batch.Len() < maxBatch {
-		batch.Write(s.queue[frames])
-		frames++
+	count := 0
+	for count < len(s.queue) && batch.Len() < maxBatch {
+		batch.Write(s.queue[count])
+		count++
 	}
-	s.queue = slices.Delete(s.queue, 0, frames)
-	s.queued -= batch.Len() + frames*frameCost
-	if frames == 0 && cap(s.queue) > maxIdleQueue {
-		s.queue = nil
+	s.queue = slices.Delete(s.queue, 0, count)
+	s.queuedBytes -= batch.Len() + count*frameCost
+	if count == 0 && cap(s.queue) > maxIdleQueue {
+		s.queue = nil // frees the memory of a long queue
 	}
-	s.writing = frames > 0
+	s.writing = count > 0
 	s.batchBegan = time.Now()
 	s.conn.SetWriteDeadline(s.batchBegan.Add(batchWait))
-	s.changed.Broadcast()
+	s.progress.Broadcast()
 	return s.writing
 }
 
 var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
 
-// Part 5: the wire. A frame (RFC 6455, section 5.2) is a header and a payload:
+// Part 5: the wire. A frame (RFC 6455, section 5.2) has a header and a payload:
 //
-//	1 bit     FIN: the frame ends its message
-//	3 bits    reserved: 0
-//	4 bits    the opcode: 0 continuation, 1 text, 2 binary, 8 close, 9 ping, 10 pong
-//	1 bit     the frame has a mask; a client's frames must, the server's must not
-//	7 bits    the payload's length up to 125; or 126 or 127: the next 2 or 8 bytes have it
-//	4 bytes   the mask, if there is one
+//	byte 0   0x80 FIN: the frame ends its message; 0x70 reserved bits; 0x0f the opcode
+//	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the length
+//	         of the payload up to 125, or 126 or 127: then the next 2 or 8 bytes have the length
+//	then     the length's 2 or 8 bytes, the mask's 4 bytes, and the payload
 //
-// Opcodes from 8 on are control frames. They may come between the frames of a message.
+// The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are
+// reserved. Frames from 8 on are control frames. They may come between the frames of a message.
 
-// A frame is one frame from the client.
+// A frame is a frame from the client.
 type frame struct {
 	fin     bool
 	opcode  byte
@@ -455,20 +466,20 @@ type frame struct {
 // readMessages is the reader's loop. It joins frames to messages (RFC 6455, section 5.4) and
 // routes them. It returns why it ends.
 func (s *Socket) readMessages() *ending {
-	var text []byte     // what has come of a message
-	unfinished := false // more of that message has to come
+	var text []byte     // the frames of one message, as far as they have come
+	unfinished := false // more frames of that message have to come
 	for {
-		s.waitForFrame()
+		s.pingIfSilent()
 		f, why := s.readFrame(maxMessageSize - len(text))
 		if why != nil {
 			return why
 		}
 		switch f.opcode {
 		case websocket.PingFrame:
-			s.push(encodeFrame(websocket.PongFrame, f.payload), maxAnswers)
+			s.push(encodeFrame(websocket.PongFrame, f.payload), halfQueue)
 			continue
 		case websocket.PongFrame:
-			continue // the client is there: that is all it says
+			continue // it only shows that the client is there
 		case websocket.CloseFrame:
 			return answerClose(f.payload)
 		case websocket.ContinuationFrame:
@@ -498,19 +509,19 @@ func (s *Socket) readMessages() *ending {
 	}
 }
 
-// waitForFrame waits for the first byte of a frame. It pings a client that is silent for
-// pingPeriod, so that proxies keep the connection, and a client that has vanished is noticed.
-func (s *Socket) waitForFrame() {
+// pingIfSilent waits for the first byte of a frame. It pings a client that is silent for
+// pingPeriod: so proxies keep the connection, and a client that has vanished is noticed.
+func (s *Socket) pingIfSilent() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	_, err := s.input.Peek(1) // leaves the byte to x/net
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue)
+		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue) // in a busy chat, halfQueue is always full
 	}
-	s.conn.SetReadDeadline(time.Now().Add(pingPeriod)) // for the whole frame, or the pong
+	// readFrame meets all other errors of Peek again. It has as long again for a frame or the pong.
+	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 }
 
-// readFrame reads a frame, and checks what x/net does not. A longer payload than limit ends the
-// socket before it is read.
+// readFrame reads a frame, and checks what x/net does not. A message's frame may have limit bytes.
 func (s *Socket) readFrame(limit int) (frame, *ending) {
 	reader, err := s.ws.NewFrameReader() // x/net reads the header; reader takes off the mask
 	if err != nil {
@@ -521,7 +532,7 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 	reserved := header[0] & 0x70
 	opcode := header[0] & 0x0f
 	masked := header[1]&0x80 != 0
-	length := reader.Len() - len(header) // Len counts the header
+	length := reader.Len() - len(header) // Len counts the header, too
 	isControl := opcode >= websocket.CloseFrame
 
 	switch {
@@ -538,10 +549,9 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 	case !isControl && length > limit:
 		return frame{}, endWith(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
-	// ReadAll allocates as bytes arrive. On a 32-bit machine x/net may truncate the length: so the
-	// reader itself is limited, too.
-	payload, _ := io.ReadAll(io.LimitReader(reader, int64(length)))
-	if len(payload) < length {
+	// ReadAll allocates as bytes arrive: a length that is only announced takes no memory.
+	payload, _ := io.ReadAll(io.LimitReader(reader, maxMessageSize))
+	if len(payload) != length {
 		return frame{}, connectionLost
 	}
 	return frame{fin, opcode, payload}, nil
@@ -566,7 +576,8 @@ func answerClose(payload []byte) *ending {
 	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload[:2])}
 }
 
-// mayBeSent reports whether a close frame may have this code (RFC 6455, section 7.4).
+// mayBeSent reports whether a close frame may have this code. The others are reserved, or only for
+// use inside a program (RFC 6455, section 7.4).
 func mayBeSent(code uint16) bool {
 	return code >= 1000 && code <= 1003 || code >= 1007 && code <= 1014 || code >= 3000 && code <= 4999
 }
@@ -582,16 +593,16 @@ func encodeEvent(event string, data any) ([]byte, error) {
 	}{event, data}
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // or each < would take six bytes; the page shows text as text
+	encoder.SetEscapeHTML(false) // or each < would take six bytes
 	if err := encoder.Encode(message); err != nil {
 		return nil, err
 	}
-	return encodeFrame(websocket.TextFrame, bytes.TrimSpace(text.Bytes())), nil
+	return encodeFrame(websocket.TextFrame, bytes.TrimSpace(text.Bytes())), nil // Encode adds a newline
 }
 
 // encodeFrame encodes a frame as servers send it: whole, and without a mask.
 func encodeFrame(opcode byte, payload []byte) []byte {
-	encoded := make([]byte, 0, 10+len(payload))
+	encoded := make([]byte, 0, 10+len(payload)) // empty, with room for the longest header
 	encoded = append(encoded, 0x80|opcode)
 	length := len(payload)
 	switch {

@@ -248,6 +248,129 @@ func TestAReaderGetsAllThoughItsSocketEndsWithALongQueue(t *testing.T) {
 	})
 }
 
+func TestEmitFailsForWhatOnlyTheHubMaySendAndForWhatJSONCannotSay(t *testing.T) {
+	hub := NewHub()
+	hub.On("connection", func(socket *Socket) {
+		for _, event := range []string{"connect", "connection", "disconnect"} {
+			for _, emit := range []func(string, any) error{hub.Emit, socket.Emit, socket.Broadcast} {
+				if err := emit(event, nil); err == nil || !strings.Contains(err.Error(), event) {
+					t.Errorf("%s: error %v", event, err)
+				}
+				if err := emit("n", make(chan int)); err == nil {
+					t.Error("a channel was sent")
+				}
+			}
+		}
+		socket.Emit("error", "the server may say so")
+	})
+	addr, _ := start(t, hub)
+	dial(t, addr).hears("error", `"the server may say so"`) // and nothing before it
+}
+
+func TestAHubHasOnlyTheEventConnection(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("On took another event")
+		}
+	}()
+	NewHub().On("disconnect", func(*Socket) {})
+}
+
+func TestAnswersStillComeAfterMegabytes(t *testing.T) {
+	hub := NewHub()
+	addr, _ := start(t, hub)
+	c := dial(t, addr)
+	for range 5 {
+		hub.Emit("large", strings.Repeat("x", maxQueue/2))
+		c.next()
+	}
+	c.say("garbage")
+	if got := c.next(); !strings.HasPrefix(got, `{"event":"error"`) {
+		t.Errorf("got %.99s", got)
+	}
+	s := hub.socket(c.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.queuedBytes != 0 {
+		t.Errorf("%d bytes are queued", s.queuedBytes)
+	}
+}
+
+func TestServerFramesHaveTheShortestLength(t *testing.T) {
+	hub := NewHub()
+	addr, _ := start(t, hub)
+	c := dial(t, addr)
+	around := len(`{"event":"n","data":""}`)
+	for _, size := range []int{around, 125, 126, 65_535, 65_536} {
+		hub.Emit("n", strings.Repeat("x", size-around))
+		if got := c.next(); len(got) != size { // readFrame checks the length's form
+			t.Errorf("%d bytes came, want %d", len(got), size)
+		}
+	}
+}
+
+func TestASocketThatHasEndedHasNoTimer(t *testing.T) {
+	hub := NewHub()
+	addr, _ := start(t, hub)
+	c := dial(t, addr)
+	s := hub.socket(c.id)
+	c.frame(0x88, "\x03\xe8")
+	c.closes(1000)
+	eventually(t, func() bool { return sockets(hub) == 0 })
+	if s.closeTimer.Stop() {
+		t.Error("its timer still ran, and held its memory")
+	}
+}
+
+func TestTheServerClosesTCPAfterTheClientOrAfterCloseWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := startPipes(t, NewHub()).client(t)
+		began := time.Now()
+		c.frame(0x88, "\x03\xe8")
+		c.closeFrame()
+		if head, _ := c.read(); head != 0 || time.Since(began) != closeWait {
+			t.Errorf("the connection ended after %v", time.Since(began))
+		}
+	})
+}
+
+func TestHalfAMessageOrCloseFrameIsNoWholeOne(t *testing.T) {
+	hub, gone := newChat(), make(chan string, 1)
+	chat := hub.onConnection
+	hub.On("connection", func(socket *Socket) {
+		chat(socket)
+		socket.On("disconnect", func(reason json.RawMessage) error { gone <- string(reason); return nil })
+	})
+	addr, _ := start(t, hub)
+	other := dial(t, addr)
+	whole := `{"event":"chat","data":{"data":"half"}}`
+	for _, frame := range []string{masked(0x81, whole+" "), masked(0x88, "\x03\xe8 ")} {
+		c := dial(t, addr)
+		c.write([]byte(frame[:len(frame)-1]))
+		c.conn.(*net.TCPConn).CloseWrite()
+		if reason := <-gone; reason != `"connection lost"` {
+			t.Errorf("reason %s", reason)
+		}
+	}
+	other.say(`{"event":"chat","data":{"data":"whole"}}`)
+	other.hears("grpchat", `"whole"`)
+}
+
+func TestALostClientIsSentNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		c := startPipes(t, hub).client(t)
+		s := hub.socket(c.id)
+		c.write([]byte("\x81"))              // half a header, and no more
+		time.Sleep(pingPeriod + time.Second) // then it is lost
+		s.mu.Lock()
+		if s.ending != connectionLost || s.writing {
+			t.Errorf("it ends with %v, its writer runs: %v", s.ending, s.writing)
+		}
+		s.mu.Unlock()
+	})
+}
+
 // The handshake and the files.
 
 func TestHandshakeIsTakenOnAnyPathAndOnlyAHandshake(t *testing.T) {
@@ -277,6 +400,7 @@ func TestHandshakeIsTakenOnAnyPathAndOnlyAHandshake(t *testing.T) {
 		{"DELETE / HTTP/1.1\r\n", 405},
 		{"TRACE / HTTP/1.1\r\n", 405},
 		{"OPTIONS /script.js HTTP/1.1\r\n", 405},
+		{"OPTIONS * HTTP/1.1\r\n", 405},
 		{"CONNECT example.com:443 HTTP/1.1\r\n", 405},
 		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://CHAT.example:3000\r\n" + upgrade, 101},
 		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://chat.example\r\n" + upgrade, 403},
@@ -305,11 +429,14 @@ func TestTheLogNamesARefusedOriginAndItsHost(t *testing.T) {
 	log.SetOutput(logged)
 	defer log.SetOutput(io.Discard)
 	addr, _ := start(t, newChat())
-	conn := must(net.Dial("tcp", addr))
-	defer conn.Close()
-	io.WriteString(conn, strings.Replace(handshake, "Host: x\r\n", "Host: inner:3000\r\nOrigin: https://chat.example\r\n", 1))
-	if line := <-logged; !strings.Contains(line, `"https://chat.example"`) || !strings.Contains(line, `"inner:3000"`) {
-		t.Errorf("logged %q", line)
+	for _, origin := range []string{"https://chat.example", "inner:3000", "null"} {
+		conn := must(net.Dial("tcp", addr))
+		defer conn.Close()
+		io.WriteString(conn, strings.Replace(handshake, "Host: x\r\n", "Host: inner:3000\r\nOrigin: "+origin+"\r\n", 1))
+		want := fmt.Sprintf(`refused a page: %q is not an origin of the host "inner:3000", such as "http://inner:3000"`, origin)
+		if line := <-logged; !strings.Contains(line, want) {
+			t.Errorf("logged %q, want %s", line, want)
+		}
 	}
 }
 
@@ -319,20 +446,53 @@ func TestNothingOutsidePublicIsServed(t *testing.T) {
 	os.WriteFile(filepath.Join(dir, "public", "index.html"), []byte("the page"), 0o644)
 	os.WriteFile(filepath.Join(dir, "secret"), []byte("the secret"), 0o644)
 	os.Mkdir(filepath.Join(dir, "public", "folder"), 0o755)
+	os.WriteFile(filepath.Join(dir, "public", "folder", "secret"), nil, 0o644) // its name must not be listed
 	os.Symlink("../secret", filepath.Join(dir, "public", "link"))
 	os.Symlink("..", filepath.Join(dir, "public", "up"))
-	chat := startProcess(t, dir)
-	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up/", "//secret", "/folder/"} {
+	chat := startProcess(t, dir, "127.0.0.1:0")
+	get := func(path string) string {
 		conn := must(net.Dial("tcp", chat.addr))
+		defer conn.Close()
 		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
-		if body := must(io.ReadAll(conn)); bytes.Contains(body, []byte("secret")) || bytes.HasPrefix(body, []byte("HTTP/1.1 200")) {
-			t.Errorf("%s: %s", path, body)
+		return string(must(io.ReadAll(conn)))
+	}
+	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up/", "//secret", "/folder", "/folder/",
+		"/none", "/index.html/", "/index.html/x", "/%00", "/a%00b", "/%ff", "/" + strings.Repeat("x", 5000), "*", "/folder/../../secret"} {
+		if answer := get(path); !strings.HasPrefix(answer, "HTTP/1.1 404") || strings.Contains(answer, "secret") {
+			t.Errorf("%.99s: %.300s", path, answer)
 		}
 	}
-	response := must(http.Get("http://" + chat.addr))
-	if body := must(io.ReadAll(response.Body)); string(body) != "the page" {
-		t.Errorf("the page reads %q", body)
+	if answer := get("/"); !strings.HasSuffix(answer, "\r\nthe page") {
+		t.Errorf("the page reads %q", answer)
 	}
+	os.RemoveAll(filepath.Join(dir, "public"))
+	os.Mkdir(filepath.Join(dir, "public"), 0o755)
+	os.WriteFile(filepath.Join(dir, "public", ".env"), []byte("the secret"), 0o644)
+	if answer := get("/"); !strings.HasPrefix(answer, "HTTP/1.1 404") || strings.Contains(answer, "env") {
+		t.Errorf("without index.html: %s", answer)
+	}
+	os.WriteFile(filepath.Join(dir, "public", "index.html"), []byte("the new page"), 0o644)
+	if answer := get("/"); !strings.HasSuffix(answer, "\r\nthe new page") {
+		t.Errorf("a new public/: %q", answer)
+	}
+}
+
+func TestALargeFileArrivesOverASlowLine(t *testing.T) {
+	t.Chdir(t.TempDir())
+	os.Mkdir("public", 0o755)
+	os.WriteFile("public/large", make([]byte, 100<<20), 0o644)
+	synctest.Test(t, func(t *testing.T) {
+		conn := startPipes(t, NewHub()).dial()
+		defer conn.Close()
+		io.WriteString(conn, "GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+		response := must(http.ReadResponse(bufio.NewReader(conn), nil))
+		for second := range 100 {
+			if _, err := io.CopyN(io.Discard, response.Body, 1<<20); err != nil {
+				t.Fatalf("cut after %d s: %v", second, err)
+			}
+			time.Sleep(time.Second)
+		}
+	})
 }
 
 func TestDribbledHeadersAndStalledHandshakesAreCut(t *testing.T) {
@@ -451,11 +611,32 @@ func TestFragmentsMakeOneMessageAndPingsBetweenAreAnswered(t *testing.T) {
 	c := dial(t, addr)
 	text := `{"event":"chat","data":{"data":"grüß"}}`
 	cut := strings.Index(text, "ü") + 1 // in the middle of a code point
-	c.write([]byte(masked(0x01, text[:cut]) + masked(0x89, "are you there?") + masked(0x00, "") + masked(0x8a, "unasked") + masked(0x80, text[cut:])))
-	if head, payload := c.read(); head != 0x8a || payload != "are you there?" {
+	there := strings.Repeat("?", 125)   // as long as a ping may be
+	c.write([]byte(masked(0x01, text[:cut]) + masked(0x89, there) + masked(0x00, "") + masked(0x8a, "unasked") + masked(0x80, text[cut:])))
+	if head, payload := c.read(); head != 0x8a || payload != there {
 		t.Errorf("the ping got %#x %q", head, payload)
 	}
 	c.hears("grpchat", `"grüß"`)
+}
+
+func TestAMessageOfExactlyTheLimitIsHandled(t *testing.T) {
+	addr, _ := start(t, newChat())
+	c := dial(t, addr)
+	longest := strings.Repeat("x", maxMessageSize-len(`{"event":"chat","data":{"data":""}}`))
+	text := `{"event":"chat","data":{"data":"` + longest + `"}}`
+	for _, frames := range []string{masked(0x81, text), masked(0x01, text[:1000]) + masked(0x00, text[1000:]) + masked(0x80, "")} {
+		c.write([]byte(frames))
+		c.hears("grpchat", `"`+longest+`"`)
+	}
+}
+
+func TestAMessageIsNoLongerThanItCame(t *testing.T) {
+	addr, _ := start(t, newChat())
+	c := dial(t, addr)
+	for _, text := range []string{"<", ">", "&", "é", "\U0001f600", "\x7f"} {
+		c.say(`{"event":"chat","data":{"data":"` + strings.Repeat(text, 5500) + `"}}`)
+		c.hears("grpchat", `"`+strings.Repeat(text, 5500)+`"`)
+	}
 }
 
 func TestWhatIsWrongOnTheWireClosesWithItsCodeAndReason(t *testing.T) {
@@ -628,8 +809,8 @@ func TestAClientThatReadsNoAnswersHoldsUpNobody(t *testing.T) {
 			a.hears("grpchat", `"hello"`)
 			s := hub.socket(rude.id)
 			s.mu.Lock()
-			if took := time.Since(began); took > 0 || s.queued < maxAnswers || s.queued > maxAnswers+1000 {
-				t.Errorf("heard after %v, with %d bytes queued", took, s.queued)
+			if took := time.Since(began); took > 0 || s.queuedBytes < halfQueue || s.queuedBytes > halfQueue+1000 {
+				t.Errorf("heard after %v, with %d bytes queued", took, s.queuedBytes)
 			}
 			s.mu.Unlock()
 			time.Sleep(2 * time.Second)
@@ -638,6 +819,57 @@ func TestAClientThatReadsNoAnswersHoldsUpNobody(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAHandlerThatEmitsToAStuckSocketWaitsNotLong(t *testing.T) {
+	for _, name := range []string{"its own", "another's"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub, took := NewHub(), make(chan time.Duration)
+				var stuck *Socket
+				hub.On("connection", func(socket *Socket) {
+					if stuck == nil {
+						stuck = socket
+					}
+					socket.On("whisper", func(json.RawMessage) error {
+						began := time.Now()
+						for range 2 * maxQueue / 20_000 {
+							stuck.Emit("n", strings.Repeat("x", 20_000))
+						}
+						took <- time.Since(began)
+						return nil
+					})
+				})
+				listener := startPipes(t, hub)
+				a, b := listener.client(t), listener.client(t)
+				defer a.conn.Close() // it never reads
+				go b.drain()
+				if name == "its own" {
+					b = a
+				}
+				b.say(`{"event":"whisper"}`)
+				if waited := <-took; waited > time.Second {
+					t.Errorf("it waited %v", waited)
+				}
+			})
+		})
+	}
+}
+
+func TestNobodyWaitsForASocketThatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		c := startPipes(t, hub).client(t) // does not read on
+		defer c.conn.Close()
+		time.AfterFunc(100*time.Millisecond, hub.socket(c.id).Disconnect)
+		began := time.Now()
+		for range 2 * maxQueue / 20_000 {
+			hub.Emit("n", strings.Repeat("x", 20_000))
+		}
+		if took := time.Since(began); took != 100*time.Millisecond {
+			t.Errorf("Emit waited %v", took)
+		}
+	})
 }
 
 func TestAStuckClientThatEndsOrIsEndedIsGoneIn4s(t *testing.T) {
@@ -659,7 +891,7 @@ func TestAStuckClientThatEndsOrIsEndedIsGoneIn4s(t *testing.T) {
 				end(hub.sockets[c.id], c)
 				hub.mu.Lock()
 				for len(hub.sockets) > 0 {
-					hub.left.Wait()
+					hub.socketLeft.Wait()
 				}
 				hub.mu.Unlock()
 				if took := time.Since(began); took > 4*time.Second {
@@ -715,7 +947,7 @@ func TestASlowReaderIsDroppedAndAQuickOneKept(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				gone := make(chan string, 3)
 				hub := newChat()
-				chat := hub.connection
+				chat := hub.onConnection
 				hub.On("connection", func(socket *Socket) {
 					chat(socket)
 					socket.On("disconnect", func(reason json.RawMessage) error { gone <- string(reason); return nil })
@@ -928,7 +1160,7 @@ func sockets(hub *Hub) int {
 
 func TestStopDeliversWhatWasQueuedAndClosesWith1001(t *testing.T) {
 	t.Parallel()
-	chat := startProcess(t, ".")
+	chat := startProcess(t, ".", "127.0.0.1:0")
 	var stuck [3]*client
 	for i := range stuck {
 		stuck[i] = dial(t, chat.addr)
@@ -979,15 +1211,48 @@ func TestWhoConnectsAsTheServerStopsIsClosedWith1001(t *testing.T) {
 
 func TestASecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
-	chat := startProcess(t, ".")
+	chat := startProcess(t, ".", "127.0.0.1:0")
 	c := dial(t, chat.addr)
 	began := time.Now()
-	chat.Process.Signal(os.Interrupt)
-	c.closeFrame() // and do not answer it
-	chat.Process.Signal(os.Interrupt)
+	chat.Process.Signal(syscall.SIGTERM) // a script's background job ignores SIGINT
+	c.closeFrame()                       // and do not answer it
+	chat.Process.Signal(syscall.SIGTERM)
 	chat.Wait()
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("ended after %v", took)
+	}
+}
+
+func TestTheServerGoesOnWhenNobodyReadsItsLog(t *testing.T) {
+	t.Parallel()
+	chat := startProcess(t, ".", "127.0.0.1:0")
+	chat.log.Close()
+	for range 3 {
+		c := dial(t, chat.addr) // is logged
+		c.say(`{"event":"chat","data":{"data":"hello"}}`)
+		c.hears("grpchat", `"hello"`)
+		c.conn.Close()
+	}
+	c := dial(t, chat.addr)
+	chat.Process.Signal(syscall.SIGTERM)
+	c.closes(1001, "shutting down")
+	if err := chat.Wait(); err != nil {
+		t.Error("it ended with", err)
+	}
+}
+
+func TestThePrintedAddressCanBeOpened(t *testing.T) {
+	for addr, host := range map[string]string{
+		":0": "localhost", "0.0.0.0:0": "localhost", "[::]:0": "localhost", "127.0.0.1:0": "127.0.0.1", "localhost:0": "localhost",
+	} {
+		chat := startProcess(t, ".", addr)
+		if got, port, _ := net.SplitHostPort(chat.addr); got != host || port == "0" {
+			t.Errorf("%s: printed %s", addr, chat.addr)
+		}
+		response := must(http.Get("http://" + chat.addr))
+		if response.Body.Close(); response.StatusCode != 200 {
+			t.Errorf("%s: %s", addr, response.Status)
+		}
 	}
 }
 
@@ -1013,12 +1278,6 @@ func TestCannotStartSaysWhyAndExits1(t *testing.T) {
 }
 
 // The parts.
-
-func TestEmitFailsForWhatJSONCannotSay(t *testing.T) {
-	if err := NewHub().Emit("n", make(chan int)); err == nil {
-		t.Error("no error")
-	}
-}
 
 // Example is a whole conversation, as it crosses the wire.
 func Example() {
@@ -1216,14 +1475,6 @@ type naiveMessage struct {
 	Data  any    `json:"data"`
 }
 
-// newNaiveHub returns a hub without clients.
-func newNaiveHub() *naiveHub { return &naiveHub{conns: map[*websocket.Conn]bool{}} }
-
-// ServeHTTP accepts a handshake. (websocket.Handler would refuse a client without an Origin.)
-func (h *naiveHub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	websocket.Server{Handler: h.serve}.ServeHTTP(w, r)
-}
-
 // serve is io.on("connection", …): the life of a client, in a goroutine of its own.
 func (h *naiveHub) serve(ws *websocket.Conn) {
 	h.mu.Lock()
@@ -1264,7 +1515,8 @@ func (h *naiveHub) emit(event string, data any, except *websocket.Conn) {
 // What breaks the hub in forty lines.
 
 func TestTheNaiveHubIsTheTutorialsChat(t *testing.T) {
-	server := httptest.NewServer(newNaiveHub())
+	hub := &naiveHub{conns: map[*websocket.Conn]bool{}}
+	server := httptest.NewServer(websocket.Server{Handler: hub.serve})
 	defer server.Close()
 	addr := server.Listener.Addr().String()
 	a, b, c := dial(t, addr), dial(t, addr), dial(t, addr)
@@ -1378,7 +1630,7 @@ func TestWhatBreaksTheNaiveHub(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				if got := test.happens(newScene(t, newNaiveHub())); !strings.Contains(got, test.naive) {
+				if got := test.happens(newScene(t, &naiveHub{conns: map[*websocket.Conn]bool{}})); !strings.Contains(got, test.naive) {
 					t.Errorf("the naive hub: %.200s, want %s", got, test.naive)
 				}
 			})
@@ -1392,7 +1644,7 @@ func TestWhatBreaksTheNaiveHub(t *testing.T) {
 }
 
 func TestAPanicCutsAClientOfTheNaiveHubWithoutACloseFrame(t *testing.T) {
-	run := func(t *testing.T, hub http.Handler, want string) {
+	run := func(t *testing.T, hub any, want string) {
 		s := newScene(t, hub)
 		go s.b.drain()
 		s.a.say(`{"event":"broadcast","data":{"data":"hello"}}`)
@@ -1401,8 +1653,7 @@ func TestAPanicCutsAClientOfTheNaiveHubWithoutACloseFrame(t *testing.T) {
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		naive := newNaiveHub()
-		naive.conns[nil] = true // a bug: Send to nil panics
+		naive := &naiveHub{conns: map[*websocket.Conn]bool{nil: true}} // a bug: Send to nil panics
 		run(t, naive, "EOF")
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -1422,18 +1673,20 @@ type scene struct {
 	stop func()
 }
 
-func newScene(t *testing.T, hub http.Handler) scene {
+func newScene(t *testing.T, hub any) scene {
 	s := scene{pipes: make(pipes)}
-	server := &http.Server{Handler: hub}
-	go server.Serve(s.pipes)
+	server := &http.Server{}
 	switch hub := hub.(type) {
 	case *naiveHub:
+		server.Handler = websocket.Server{Handler: hub.serve}
 		s.emit = func(event string, data any) { hub.emit(event, data, nil) }
 		s.stop = func() { server.Close() } // it ends no connection that is a WebSocket
 	case *Hub:
+		server.Handler = hub
 		s.emit = func(event string, data any) { hub.Emit(event, data) }
 		s.stop = hub.Close
 	}
+	go server.Serve(s.pipes)
 	s.a, s.b = s.client(t), s.client(t)
 	t.Cleanup(func() {
 		s.a.conn.Close()
@@ -1604,6 +1857,9 @@ func (c *client) readFrame() (head byte, payload string) {
 		io.ReadFull(c.in, h[2:10])
 		n = binary.BigEndian.Uint64(h[2:])
 	}
+	if h[1] == 126 && n < 126 || h[1] == 127 && n < 1<<16 {
+		c.t.Errorf("a length of %d is written in too many bytes", n) // RFC 6455, section 5.2
+	}
 	buf := make([]byte, n)
 	io.ReadFull(c.in, buf)
 	return h[0], string(buf)
@@ -1664,6 +1920,7 @@ func (c *client) closes(code int, words ...string) {
 type chatProcess struct {
 	*exec.Cmd
 	addr string
+	log  io.ReadCloser
 }
 
 func process(dir, arg string) *exec.Cmd {
@@ -1672,8 +1929,8 @@ func process(dir, arg string) *exec.Cmd {
 	return cmd
 }
 
-func startProcess(t *testing.T, dir string) *chatProcess {
-	cmd := process(dir, "-addr=127.0.0.1:0")
+func startProcess(t *testing.T, dir, addr string) *chatProcess {
+	cmd := process(dir, "-addr="+addr)
 	stderr := must(cmd.StderrPipe())
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -1689,7 +1946,7 @@ func startProcess(t *testing.T, dir string) *chatProcess {
 		t.Fatalf("its first line is %q", line)
 	}
 	go io.Copy(io.Discard, in)
-	return &chatProcess{cmd, addr}
+	return &chatProcess{cmd, addr, stderr}
 }
 
 // A logger passes on what is logged. A nil one ends the test program if a panic is logged.
