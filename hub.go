@@ -2,8 +2,9 @@
 //
 // An event travels in a message: a JSON object, {"event": …, "data": …}. (Socket.IO's own wire
 // format is another.) The WebSocket protocol, RFC 6455, sends a message as one or more frames.
-// golang.org/x/net/websocket does the handshake, reads the headers of frames, and takes off their
-// masks. It does not join frames, check the protocol's rules, ping, or close properly. We do.
+// golang.org/x/net/websocket, x/net for short, does the handshake, reads the headers of frames, and
+// takes off their masks. It does not join frames, check the protocol's rules, ping, or close as the
+// protocol asks. This file does.
 //
 //	client → frames → reader → route → handler → Hub.Emit → each socket's queue → writer → client
 //
@@ -13,7 +14,7 @@
 // frames in one system call, because the call costs more than the frames.
 //
 // One decision shapes the file: senders wait for slow clients, but not for long. While too much
-// is queued for a client, Hub.Emit waits. A client that then takes longer than fullWait for a
+// is queued for a client, Hub.Emit waits. A client that then takes longer than hurryWait for a
 // batch is dropped.
 package main
 
@@ -45,18 +46,18 @@ const (
 	maxMessageSize = 64 << 10  // bytes; a client that sends a longer message gets close code 1009
 	maxQueue       = 2 << 20   // bytes; while more are queued for a client, Hub.Emit waits
 	frameCost      = 64        // bytes; added to the size of each queued frame, so that tiny frames count
-	maxIdleQueue   = 2048      // frames; an empty queue keeps room for no more: 24 bytes each
+	maxIdleQueue   = 2048      // frames; an empty queue keeps memory for no more (24 bytes each)
 	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
 	sendBuffer     = 128 << 10 // bytes; the kernel's buffer for a client, which could grow to megabytes
 
-	// While more bytes than this are queued for a client, Socket.Emit waits. It is less than maxQueue:
-	// so a client that does not read its own answers cannot make Hub.Emit wait for it.
-	halfQueue = maxQueue / 2
+	// While more bytes than this are queued for a client, Socket.Emit waits. So answers to a client's
+	// own messages fill half of its queue at most, and alone never make Hub.Emit wait.
+	halfMaxQueue = maxQueue / 2
 
 	handshakeWait = 3 * time.Second        // the limit for sending the handshake's answer
 	pingPeriod    = 25 * time.Second       // a client silent for so long is pinged; in 25 s more it is dropped
 	batchWait     = 20 * time.Second       // the limit for a batch while no sender waits: Wi-Fi may come back
-	fullWait      = 900 * time.Millisecond // the limit for a batch while a sender waits for it
+	hurryWait     = 900 * time.Millisecond // the limit for a batch while a sender waits for it
 	closeWait     = 3 * time.Second        // the limit for the closing handshake, and for what is queued
 )
 
@@ -89,7 +90,7 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 }
 
 // Emit sends an event to every socket, in one order for all. It waits for clients that read
-// slowly, up to fullWait. It fails if the event is reserved or data cannot be encoded as JSON.
+// slowly, up to hurryWait. It fails if the event is reserved or data cannot be encoded as JSON.
 func (h *Hub) Emit(event string, data any) error { return h.emit(event, data, nil) }
 
 // emit sends an event to every socket but one, which may be nil.
@@ -99,6 +100,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 		return err
 	}
 	// The lock is held until the event is in every queue: so all sockets get one order of events.
+	// When push waits for a slow client, all other Emits wait, too.
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.sockets {
@@ -110,7 +112,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended, which takes some closeWait at most if no handler hangs. No handler may call Close:
+// have ended: about closeWait at most, if no handler hangs. No handler may call Close:
 // Close would wait for that handler.
 func (h *Hub) Close() {
 	h.mu.Lock()
@@ -134,8 +136,8 @@ type Socket struct {
 	input *bufio.Reader   // what has been read from conn; only the reader uses it
 	ws    *websocket.Conn // takes frames from input; only the reader uses it
 
-	// mu guards the fields below. Who needs hub.mu, too, locks that first: if some locked them in
-	// the other order, two goroutines could wait for each other for ever.
+	// mu guards the fields below. A goroutine that needs hub.mu, too, locks hub.mu first. With two
+	// orders, two goroutines could wait for each other for ever.
 	mu          sync.Mutex
 	queue       [][]byte    // encoded frames that wait for the writer; many queues share one event's bytes
 	queuedBytes int         // the size of queue, with frameCost for each frame
@@ -157,12 +159,12 @@ func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client. It waits while more than halfQueue is queued for the client,
-// up to fullWait. It fails like Hub.Emit.
+// Emit sends an event to this client. It waits while more than halfMaxQueue is queued for the client,
+// up to hurryWait. It fails like Hub.Emit.
 func (s *Socket) Emit(event string, data any) error {
 	encoded, err := encodeEvent(event, data)
 	if err == nil {
-		s.push(encoded, halfQueue)
+		s.push(encoded, halfMaxQueue)
 	}
 	return err
 }
@@ -218,7 +220,7 @@ func (s *Socket) run(event string, data json.RawMessage) error {
 
 // ServeHTTP accepts a WebSocket handshake. It returns when the socket has ended.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn, buffers, err := http.NewResponseController(w).Hijack() // from here on it is ours
+	conn, buffers, err := http.NewResponseController(w).Hijack() // net/http leaves the connection to us
 	if err != nil {
 		http.Error(w, "this connection cannot become a WebSocket", http.StatusInternalServerError)
 		return
@@ -230,7 +232,8 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}, conn: conn, input: buffers.Reader}
 	s.progress = sync.NewCond(&s.mu)
 
-	// x/net expects one Upgrade token, and looks at the first Connection line alone.
+	// Clients may send several tokens, on several lines. x/net expects one Upgrade token, and looks
+	// at the first Connection line alone. So it gets just what it looks for.
 	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
 	r.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
 	// x/net writes nothing but its answer. A small buffer is enough for it, and saves 4 KB a socket.
@@ -263,7 +266,7 @@ func findToken(lines []string, token string) string {
 // checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	config.Protocol = nil // agree to no subprotocol; x/net would to a single one
+	config.Protocol = nil // we have no subprotocols; x/net would agree to one of the client's
 	origin, err := websocket.Origin(config, r)
 	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
 		return nil // origin is nil if the client is no browser
@@ -299,7 +302,7 @@ func (s *Socket) serve(ws *websocket.Conn) {
 	s.On("connection", func(json.RawMessage) error { s.hub.onConnection(s); return nil })
 	s.run("connection", nil)
 	why := s.readMessages()   // until the client closes, breaks a rule, or is lost
-	why = s.startClosing(why) // or why it ends already: Disconnect may have come first
+	why = s.startClosing(why) // if the socket ends already, as after Disconnect, that ending counts
 	reason, _ := json.Marshal(why.reason)
 	s.run("disconnect", reason)
 	s.finishClosing()
@@ -351,10 +354,11 @@ func (s *Socket) isClosing() bool {
 	return s.ending != nil
 }
 
-// finishClosing waits until the queue is written and the client has closed TCP: closeWait at most.
+// finishClosing waits until the queue is written and the client has closed TCP. After closeWait the
+// closeTimer closes the connection, which ends both waits.
 func (s *Socket) finishClosing() {
-	// Read on for two reasons. A client may read our last frames only after it has written all of
-	// its own. And TCP, closed with input unread, may throw away what the client has not read.
+	// Read on for two reasons. A client may write all of its frames before it reads ours: if we did
+	// not read, both would wait. And TCP, closed with input unread, may drop what we have sent.
 	clientClosed := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, s.conn)
@@ -380,17 +384,18 @@ func (s *Socket) push(encoded []byte, limit int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.queuedBytes > limit && s.ending == nil {
-		s.hurryLocked() // each time: every batch begins with batchWait
+		s.hurryLocked() // again for each batch: nextBatch sets the deadline back to batchWait
 		s.progress.Wait()
 	}
 	s.appendLocked(encoded)
 }
 
-// hurryLocked gives the batch that is being written only fullWait, from its beginning, in place of
-// batchWait. The writer's Write runs already: a deadline ends it all the same. If it fails, the
-// client is dropped. The caller of a method named …Locked holds s.mu.
+// hurryLocked shortens the time for the batch that is being written, from batchWait to hurryWait
+// after its beginning. The new deadline ends the writer's Write, though that runs already; at once
+// if hurryWait is over. When Write fails, the client is dropped. The caller of a method named
+// …Locked holds s.mu.
 func (s *Socket) hurryLocked() {
-	s.conn.SetWriteDeadline(s.batchBegan.Add(fullWait))
+	s.conn.SetWriteDeadline(s.batchBegan.Add(hurryWait))
 }
 
 // appendLocked queues an encoded frame, and starts the writer if it does not run. After the close
@@ -410,7 +415,7 @@ func (s *Socket) appendLocked(encoded []byte) {
 // write is the socket's writer. It sends the queue in batches, until the queue is empty.
 func (s *Socket) write() {
 	runtime.Gosched() // lets others run first: they may queue more frames for the first batch
-	batch := batches.Get().(*bytes.Buffer)
+	batch := batchBuffers.Get().(*bytes.Buffer)
 	for s.nextBatch(batch) {
 		if _, err := s.conn.Write(batch.Bytes()); err != nil {
 			// The client is too slow, or gone. The reader sees the connection closed, and ends the
@@ -418,7 +423,7 @@ func (s *Socket) write() {
 			s.conn.Close()
 		}
 	}
-	batches.Put(batch)
+	batchBuffers.Put(batch)
 }
 
 // nextBatch moves frames from the queue into batch. If the queue is empty, it returns false: then
@@ -444,14 +449,14 @@ func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
 	return s.writing
 }
 
-var batches = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
+var batchBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
 
 // Part 5: the wire. A frame (RFC 6455, section 5.2) has a header and a payload:
 //
 //	byte 0   0x80 FIN: the frame ends its message; 0x70 reserved bits; 0x0f the opcode
-//	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the length
-//	         of the payload up to 125, or 126 or 127: then the next 2 or 8 bytes have the length
-//	then     the length's 2 or 8 bytes, the mask's 4 bytes, and the payload
+//	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the payload's
+//	         length up to 125; here 126 means that the next 2 bytes have it, 127 the next 8
+//	then     those 2 or 8 bytes; the mask's 4 bytes, XORed over the payload; the payload
 //
 // The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are
 // reserved. Frames from 8 on are control frames. They may come between the frames of a message.
@@ -476,7 +481,7 @@ func (s *Socket) readMessages() *ending {
 		}
 		switch f.opcode {
 		case websocket.PingFrame:
-			s.push(encodeFrame(websocket.PongFrame, f.payload), halfQueue)
+			s.push(encodeFrame(websocket.PongFrame, f.payload), halfMaxQueue)
 			continue
 		case websocket.PongFrame:
 			continue // it only shows that the client is there
@@ -484,11 +489,11 @@ func (s *Socket) readMessages() *ending {
 			return answerClose(f.payload)
 		case websocket.ContinuationFrame:
 			if !unfinished {
-				return endWith(1002, "a continuation frame must follow the first frame of a message")
+				return endWith(1002, "a continuation frame came, but no message is unfinished")
 			}
 		default: // text or binary
 			if unfinished {
-				return endWith(1002, "the next frame of an unfinished message must be a continuation frame")
+				return endWith(1002, "a message began, but the last one is unfinished: a continuation frame must come")
 			}
 			if f.opcode == websocket.BinaryFrame {
 				return endWith(1003, "messages must be text, not binary")
@@ -509,30 +514,30 @@ func (s *Socket) readMessages() *ending {
 	}
 }
 
-// pingIfSilent waits for the first byte of a frame. It pings a client that is silent for
-// pingPeriod: so proxies keep the connection, and a client that has vanished is noticed.
+// pingIfSilent waits until a frame begins, or for pingPeriod: then it pings the client. So proxies
+// keep a quiet connection open, and a client that has vanished is noticed. readFrame comes next, and
+// has pingPeriod again: if the client answers no ping in that time, readFrame fails.
 func (s *Socket) pingIfSilent() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
-	_, err := s.input.Peek(1) // leaves the byte to x/net
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue) // in a busy chat, halfQueue is always full
+	_, err := s.input.Peek(1)                   // leaves the byte to x/net
+	if errors.Is(err, os.ErrDeadlineExceeded) { // all other errors come again in readFrame
+		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue) // halfMaxQueue is always full in a busy chat
 	}
-	// readFrame meets all other errors of Peek again. It has as long again for a frame or the pong.
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 }
 
 // readFrame reads a frame, and checks what x/net does not. A message's frame may have limit bytes.
 func (s *Socket) readFrame(limit int) (frame, *ending) {
-	reader, err := s.ws.NewFrameReader() // x/net reads the header; reader takes off the mask
+	in, err := s.ws.NewFrameReader() // x/net reads the header; what in reads has no mask
 	if err != nil {
 		return frame{}, connectionLost
 	}
-	header, _ := io.ReadAll(reader.HeaderReader())
-	fin := header[0]&0x80 != 0
+	header, _ := io.ReadAll(in.HeaderReader())
+	fin := (header[0] & 0x80) != 0
 	reserved := header[0] & 0x70
 	opcode := header[0] & 0x0f
-	masked := header[1]&0x80 != 0
-	length := reader.Len() - len(header) // Len counts the header, too
+	masked := (header[1] & 0x80) != 0
+	length := in.Len() - len(header) // Len counts the header, too
 	isControl := opcode >= websocket.CloseFrame
 
 	switch {
@@ -549,8 +554,9 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 	case !isControl && length > limit:
 		return frame{}, endWith(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
-	// ReadAll allocates as bytes arrive: a length that is only announced takes no memory.
-	payload, _ := io.ReadAll(io.LimitReader(reader, maxMessageSize))
+	// ReadAll allocates as bytes arrive: so a client cannot take memory by announcing a length. The
+	// limit is for 32-bit machines: there, x/net may cut a huge length to a small one.
+	payload, _ := io.ReadAll(io.LimitReader(in, maxMessageSize))
 	if len(payload) != length {
 		return frame{}, connectionLost
 	}
@@ -567,7 +573,7 @@ func answerClose(payload []byte) *ending {
 		return endWith(1002, "a close code has two bytes")
 	}
 	code := binary.BigEndian.Uint16(payload)
-	if !mayBeSent(code) {
+	if !isValidCode(code) {
 		return endWith(1002, fmt.Sprintf("close code %d must not be sent", code))
 	}
 	if !utf8.Valid(payload[2:]) {
@@ -576,9 +582,9 @@ func answerClose(payload []byte) *ending {
 	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload[:2])}
 }
 
-// mayBeSent reports whether a close frame may have this code. The others are reserved, or only for
-// use inside a program (RFC 6455, section 7.4).
-func mayBeSent(code uint16) bool {
+// isValidCode reports whether a close frame may have this code (RFC 6455, section 7.4). Others must
+// not be sent: with 1006, for example, a library says that no close frame came.
+func isValidCode(code uint16) bool {
 	return code >= 1000 && code <= 1003 || code >= 1007 && code <= 1014 || code >= 3000 && code <= 4999
 }
 

@@ -809,7 +809,7 @@ func TestAClientThatReadsNoAnswersHoldsUpNobody(t *testing.T) {
 			a.hears("grpchat", `"hello"`)
 			s := hub.socket(rude.id)
 			s.mu.Lock()
-			if took := time.Since(began); took > 0 || s.queuedBytes < halfQueue || s.queuedBytes > halfQueue+1000 {
+			if took := time.Since(began); took > 0 || s.queuedBytes < halfMaxQueue || s.queuedBytes > halfMaxQueue+1000 {
 				t.Errorf("heard after %v, with %d bytes queued", took, s.queuedBytes)
 			}
 			s.mu.Unlock()

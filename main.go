@@ -72,7 +72,7 @@ func main() {
 	if _, err := os.ReadDir("public"); err != nil {
 		log.Fatalf("cannot open public/; run this from the project's folder: %v", err)
 	}
-	signal.Ignore(syscall.SIGPIPE) // or the next line would end the program once nobody reads its log
+	signal.Ignore(syscall.SIGPIPE) // or the program would end when it logs and nobody reads the log
 	io := newChat()
 	server := newServer(io)
 	// httpServer.listen(3000)
@@ -137,7 +137,7 @@ func serveFile(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	// In this time, a slow line of 1 MB a second takes a file of 600 MB.
+	// Enough for 600 MB at 1 MB a second.
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Minute))
 	w.Header().Set("Cache-Control", "no-cache") // so that a reload shows an edit
 	http.ServeContent(w, r, name, info.ModTime(), file)
