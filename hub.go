@@ -50,8 +50,8 @@ const (
 	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
 	sendBuffer     = 128 << 10 // bytes; the kernel's buffer for a client, which could grow to megabytes
 
-	// While more bytes than this are queued for a client, Socket.Emit waits. So answers to a client's
-	// own messages fill half of its queue at most, and alone never make Hub.Emit wait.
+	// While more bytes than this are queued for a client, Socket.Emit waits. With maxQueue in its place,
+	// a client that asks much and reads little could fill its queue, and make Hub.Emit wait.
 	halfMaxQueue = maxQueue / 2
 
 	handshakeWait = 3 * time.Second        // the limit for sending the handshake's answer
@@ -89,8 +89,8 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 	h.onConnection = handle
 }
 
-// Emit sends an event to every socket, in one order for all. It waits for clients that read
-// slowly, up to hurryWait. It fails if the event is reserved or data cannot be encoded as JSON.
+// Emit sends an event to every socket: all sockets get all events in one order. It may wait for
+// clients that read slowly. It fails if the event is reserved or data cannot be encoded as JSON.
 func (h *Hub) Emit(event string, data any) error { return h.emit(event, data, nil) }
 
 // emit sends an event to every socket but one, which may be nil.
@@ -112,8 +112,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended: about closeWait at most, if no handler hangs. No handler may call Close:
-// Close would wait for that handler.
+// have ended: after about closeWait, if no handler hangs. No handler may call it.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -133,19 +132,21 @@ type Socket struct {
 	handlers map[string][]Handler // by event; only the reader uses them
 
 	conn  net.Conn        // the TCP connection; the reader reads it, the writer writes it
-	input *bufio.Reader   // what has been read from conn; only the reader uses it
-	ws    *websocket.Conn // takes frames from input; only the reader uses it
+	input *bufio.Reader   // reads conn; only the reader uses it
+	ws    *websocket.Conn // x/net, which takes frames from input; only the reader uses it
 
 	// mu guards the fields below. A goroutine that needs hub.mu, too, locks hub.mu first. With two
 	// orders, two goroutines could wait for each other for ever.
-	mu          sync.Mutex
-	queue       [][]byte    // encoded frames that wait for the writer; many queues share one event's bytes
-	queuedBytes int         // the size of queue, with frameCost for each frame
-	writing     bool        // the writer runs
-	batchBegan  time.Time   // when the writer began its last batch
-	progress    *sync.Cond  // on mu; tells push and finishClosing that the writer has begun a batch, or ended
-	ending      *ending     // why the socket ends; nil until it does
-	closeTimer  *time.Timer // closes conn when closeWait is over; set together with ending
+	mu sync.Mutex
+	// Part 3: the end.
+	ending     *ending     // why the socket ends; nil until it does
+	closeTimer *time.Timer // closes conn when closeWait is over; set together with ending
+	// Part 4: the queue and the writer.
+	queue       [][]byte   // encoded frames that wait for the writer; many queues share one event's bytes
+	queuedBytes int        // the size of queue, with frameCost for each frame
+	writing     bool       // the writer runs
+	batchBegan  time.Time  // when the writer began its last batch
+	progress    *sync.Cond // on mu; wakes push and finishClosing, to check again what they wait for
 }
 
 // A Handler gets an event's data as JSON, or nil if the client sent none. If it returns an error,
@@ -159,8 +160,7 @@ func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
 
-// Emit sends an event to this client. It waits while more than halfMaxQueue is queued for the client,
-// up to hurryWait. It fails like Hub.Emit.
+// Emit sends an event to this client. It may wait, if the client reads slowly. It fails like Hub.Emit.
 func (s *Socket) Emit(event string, data any) error {
 	encoded, err := encodeEvent(event, data)
 	if err == nil {
@@ -196,11 +196,10 @@ func (s *Socket) route(text []byte) error {
 	return s.run(message.Event, message.Data)
 }
 
-// reservedEvents are the hub's own: neither clients nor handlers may send them.
+// Neither clients nor handlers may send these. Handlers may send "error".
 var reservedEvents = []string{"connect", "connection", "disconnect"}
 
-// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone. The
-// reader goes on, as after Disconnect.
+// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone.
 func (s *Socket) run(event string, data json.RawMessage) error {
 	defer func() {
 		if bug := recover(); bug != nil {
@@ -236,14 +235,15 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// at the first Connection line alone. So it gets just what it looks for.
 	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
 	r.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
-	// x/net writes nothing but its answer. A small buffer is enough for it, and saves 4 KB a socket.
+	// x/net writes only the handshake's answer; our writer sends all frames. So a small buffer is enough
+	// for x/net, and saves 4 KB for each socket.
 	buffers.Writer = bufio.NewWriterSize(conn, 256)
 	server := websocket.Server{Handshake: checkOrigin, Handler: s.serve}
 	server.ServeHTTP(hijacked{w, conn, buffers}, r)
 }
 
-// hijacked hands a connection on to x/net. x/net calls Hijack to take a connection over, and keeps it
-// to itself. We need it, too, for deadlines and batches: so ServeHTTP takes it over first.
+// hijacked hands a connection on to x/net, which calls Hijack to take it over, and keeps it to
+// itself. We need it, too, for deadlines and batches: so ServeHTTP takes it over first.
 type hijacked struct {
 	http.ResponseWriter
 	conn    net.Conn
@@ -293,8 +293,8 @@ func endWith(code uint16, reason string) *ending {
 	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
 }
 
-// serve is a socket's life. x/net calls it after the handshake, in the connection's goroutine:
-// that is the socket's reader. When serve returns, x/net closes the connection.
+// serve is a socket's life. x/net calls it after the handshake, in a goroutine for each connection:
+// this is the reader. When serve returns, x/net closes the connection.
 func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
 	s.hub.join(s)
@@ -329,9 +329,8 @@ func (h *Hub) leave(s *Socket) {
 	h.socketLeft.Broadcast()
 }
 
-// startClosing starts the closing handshake (RFC 6455, section 7.1.2): it queues the close frame.
-// The reader reads on until the client answers with its own. After closeWait the connection is
-// closed in any case. A socket ends once: startClosing returns the ending that came first.
+// startClosing starts the closing handshake (RFC 6455, section 7.1.2): it queues the close frame, and
+// gives the client closeWait. It returns the ending that counts: the first.
 func (s *Socket) startClosing(why *ending) *ending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -347,15 +346,13 @@ func (s *Socket) startClosing(why *ending) *ending {
 	return why
 }
 
-// isClosing reports whether the socket ends.
 func (s *Socket) isClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ending != nil
 }
 
-// finishClosing waits until the queue is written and the client has closed TCP. After closeWait the
-// closeTimer closes the connection, which ends both waits.
+// finishClosing waits until all is written and the client has closed TCP. closeTimer ends both waits.
 func (s *Socket) finishClosing() {
 	// Read on for two reasons. A client may write all of its frames before it reads ours: if we did
 	// not read, both would wait. And TCP, closed with input unread, may drop what we have sent.
@@ -378,8 +375,8 @@ func (s *Socket) finishClosing() {
 
 // Part 4: the queue and the writer. A message goes out.
 
-// push queues an encoded frame for the client. While more than limit bytes are queued, it waits
-// for the writer to begin its next batch.
+// push queues an encoded frame for the client. While more than limit bytes are queued, it waits:
+// the writer makes room with each batch that it begins.
 func (s *Socket) push(encoded []byte, limit int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -390,16 +387,14 @@ func (s *Socket) push(encoded []byte, limit int) {
 	s.appendLocked(encoded)
 }
 
-// hurryLocked shortens the time for the batch that is being written, from batchWait to hurryWait
-// after its beginning. The new deadline ends the writer's Write, though that runs already; at once
-// if hurryWait is over. When Write fails, the client is dropped. The caller of a method named
-// …Locked holds s.mu.
+// hurryLocked gives the batch that is being written only hurryWait from its beginning, in place of
+// batchWait. A Write that is running ends then, too, and the client is dropped. If that time is over
+// already, this happens at once. The caller of a method named …Locked holds s.mu.
 func (s *Socket) hurryLocked() {
 	s.conn.SetWriteDeadline(s.batchBegan.Add(hurryWait))
 }
 
-// appendLocked queues an encoded frame, and starts the writer if it does not run. After the close
-// frame it queues nothing.
+// appendLocked queues a frame, and starts the writer if it does not run.
 func (s *Socket) appendLocked(encoded []byte) {
 	if s.ending != nil {
 		return
@@ -412,22 +407,21 @@ func (s *Socket) appendLocked(encoded []byte) {
 	}
 }
 
-// write is the socket's writer. It sends the queue in batches, until the queue is empty.
+// write is the writer.
 func (s *Socket) write() {
 	runtime.Gosched() // lets others run first: they may queue more frames for the first batch
 	batch := batchBuffers.Get().(*bytes.Buffer)
 	for s.nextBatch(batch) {
 		if _, err := s.conn.Write(batch.Bytes()); err != nil {
-			// The client is too slow, or gone. The reader sees the connection closed, and ends the
-			// socket. Until then, this loop empties the queue: each further Write fails at once.
+			// The client is too slow, or gone. Now the reader fails, too, and ends the socket. This
+			// loop empties the queue meanwhile: each further Write fails at once.
 			s.conn.Close()
 		}
 	}
 	batchBuffers.Put(batch)
 }
 
-// nextBatch moves frames from the queue into batch. If the queue is empty, it returns false: then
-// the writer has to end.
+// nextBatch moves frames from the queue into batch. If it returns false, the writer has to end.
 func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -461,7 +455,7 @@ var batchBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }} // me
 // The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are
 // reserved. Frames from 8 on are control frames. They may come between the frames of a message.
 
-// A frame is a frame from the client.
+// A frame comes from the client.
 type frame struct {
 	fin     bool
 	opcode  byte
@@ -515,29 +509,29 @@ func (s *Socket) readMessages() *ending {
 }
 
 // pingIfSilent waits until a frame begins, or for pingPeriod: then it pings the client. So proxies
-// keep a quiet connection open, and a client that has vanished is noticed. readFrame comes next, and
-// has pingPeriod again: if the client answers no ping in that time, readFrame fails.
+// keep a quiet connection open. readFrame waits for pingPeriod again, and fails if nothing comes.
 func (s *Socket) pingIfSilent() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	_, err := s.input.Peek(1)                   // leaves the byte to x/net
 	if errors.Is(err, os.ErrDeadlineExceeded) { // all other errors come again in readFrame
-		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue) // halfMaxQueue is always full in a busy chat
+		// With halfMaxQueue, the ping would wait too long: in a busy chat, a queue may stay above it.
+		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue)
 	}
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 }
 
-// readFrame reads a frame, and checks what x/net does not. A message's frame may have limit bytes.
+// readFrame reads a frame, and checks what x/net does not. The frame of a message may have limit bytes.
 func (s *Socket) readFrame(limit int) (frame, *ending) {
-	in, err := s.ws.NewFrameReader() // x/net reads the header; what in reads has no mask
+	frameReader, err := s.ws.NewFrameReader() // x/net reads the header, and takes off the mask
 	if err != nil {
 		return frame{}, connectionLost
 	}
-	header, _ := io.ReadAll(in.HeaderReader())
+	header, _ := io.ReadAll(frameReader.HeaderReader())
 	fin := (header[0] & 0x80) != 0
 	reserved := header[0] & 0x70
 	opcode := header[0] & 0x0f
 	masked := (header[1] & 0x80) != 0
-	length := in.Len() - len(header) // Len counts the header, too
+	length := frameReader.Len() - len(header) // Len counts the header, too
 	isControl := opcode >= websocket.CloseFrame
 
 	switch {
@@ -545,7 +539,7 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 		return frame{}, endWith(1002, "a client must mask its frames")
 	case reserved != 0:
 		return frame{}, endWith(1002, "a reserved bit is set")
-	case opcode > websocket.BinaryFrame && !isControl, opcode > websocket.PongFrame:
+	case opcode > websocket.BinaryFrame && !isControl, opcode > websocket.PongFrame: // 3 to 7, 11 to 15
 		return frame{}, endWith(1002, "the opcode is reserved")
 	case isControl && !fin:
 		return frame{}, endWith(1002, "a control frame must not be fragmented")
@@ -554,9 +548,9 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 	case !isControl && length > limit:
 		return frame{}, endWith(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
-	// ReadAll allocates as bytes arrive: so a client cannot take memory by announcing a length. The
-	// limit is for 32-bit machines: there, x/net may cut a huge length to a small one.
-	payload, _ := io.ReadAll(io.LimitReader(in, maxMessageSize))
+	// ReadAll allocates as bytes arrive, so a length that is only announced takes no memory. On a
+	// 32-bit machine, x/net may cut a huge length to a small one: the limit also ends such a frame.
+	payload, _ := io.ReadAll(io.LimitReader(frameReader, maxMessageSize))
 	if len(payload) != length {
 		return frame{}, connectionLost
 	}
@@ -582,8 +576,8 @@ func answerClose(payload []byte) *ending {
 	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload[:2])}
 }
 
-// isValidCode reports whether a close frame may have this code (RFC 6455, section 7.4). Others must
-// not be sent: with 1006, for example, a library says that no close frame came.
+// isValidCode reports whether a close frame may have this code (RFC 6455, section 7.4). 1006, for
+// example, is only for use inside a program: it means that no close frame came.
 func isValidCode(code uint16) bool {
 	return code >= 1000 && code <= 1003 || code >= 1007 && code <= 1014 || code >= 3000 && code <= 4999
 }
@@ -599,7 +593,7 @@ func encodeEvent(event string, data any) ([]byte, error) {
 	}{event, data}
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // or each < would take six bytes
+	encoder.SetEscapeHTML(false) // or it would write < as \u003c
 	if err := encoder.Encode(message); err != nil {
 		return nil, err
 	}

@@ -1342,37 +1342,62 @@ func Example() {
 // The README quotes sources and tests, and must not be left behind.
 func TestTheReadmeQuotesWhatIsThere(t *testing.T) {
 	read := func(name string) string { return string(must(os.ReadFile(name))) }
-	lines := map[string]int{}
-	for _, name := range []string{"go.mod", "main.go", "hub.go", "public/index.html", "public/script.js", "public/socket.io/socket.io.js"} {
-		for line := range strings.Lines(read(name)) {
-			lines[strings.TrimSpace(line)]++
+	lines := map[string]map[string]int{} // by file
+	for _, path := range []string{"go.mod", "main.go", "hub.go", "public/index.html", "public/script.js", "public/socket.io/socket.io.js"} {
+		name := filepath.Base(path)
+		lines[name] = map[string]int{}
+		for line := range strings.Lines(read(path)) {
+			lines[name][strings.TrimSpace(line)]++
 		}
 	}
-	tests := read("hub_test.go") + read("e2e/e2e_test.go")
-	section, quotes := "", 0
-	for line := range strings.Lines(read("README.md")) {
+	readme, tests := read("README.md"), read("hub_test.go")+read("e2e/e2e_test.go")
+	section, quotes := "", map[string]int{}
+	for line := range strings.Lines(readme) {
 		if strings.HasPrefix(line, "## ") {
 			section = strings.TrimSpace(line)
 		}
-		cells := strings.Split(strings.TrimSpace(line), " | ")
-		switch {
-		case section == "## Line by line" && len(cells) > 1 && strings.HasPrefix(cells[1], "`"):
-			quotes++
-			if source := strings.Trim(cells[1], "`"); lines[source] == 0 {
-				t.Errorf("no line %s", source)
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
+		if len(cells) < 3 || !strings.Contains(line, "`") {
+			continue
+		}
+		switch section {
+		case "## Line by line": // the tutorial, files, lines, what crosses the wire
+			files, sources := strings.Split(cells[1], "<br>"), strings.Split(cells[2], "<br>")
+			for i, source := range sources {
+				quotes[section]++
+				file := strings.Trim(files[min(i, len(files)-1)], "`")
+				if lines[file][strings.Trim(source, "`")] == 0 {
+					t.Errorf("%s has no line %s", file, source)
+				}
 			}
-		case section == "## Break it" && strings.HasPrefix(line, "| `"):
-			quotes++
-			if source := strings.ReplaceAll(strings.Trim(cells[0], "| `"), `\|`, "|"); lines[source] != 1 {
-				t.Errorf("%d lines %s", lines[source], source)
+		case "## The hub in forty lines": // a client, the naive hub, an answer that names parts of hub.go
+			quotes[section]++
+			for _, name := range regexp.MustCompile("`([A-Za-z.]+)`").FindAllStringSubmatch(cells[2], -1) {
+				if part := strings.TrimPrefix(name[1], "Hub."); !strings.HasSuffix(part, ".go") && !strings.Contains(read("hub.go")+read("main.go"), part) {
+					t.Errorf("hub.go has no %s", part)
+				}
 			}
-			if test := strings.Trim(cells[3], "| `"); !strings.Contains(tests, "func "+test+"(") {
+		case "## Break it": // the line, the change, what happens, the test
+			if !strings.HasPrefix(line, "| `") {
+				continue
+			}
+			quotes[section]++
+			source := strings.ReplaceAll(strings.Trim(cells[0], "`"), `\|`, "|")
+			if n := lines["hub.go"][source] + lines["script.js"][source]; n != 1 {
+				t.Errorf("%d lines %s", n, source)
+			}
+			if test := strings.Trim(cells[3], "`"); !strings.Contains(tests, "func "+test+"(") {
 				t.Errorf("no test %s", test)
 			}
 		}
 	}
-	if quotes < 25 {
-		t.Errorf("only %d quotes: has the README another form now?", quotes)
+	if quotes["## Line by line"] < 25 || quotes["## The hub in forty lines"] < 12 || quotes["## Break it"] < 10 {
+		t.Errorf("only %v quotes: has the README another form now?", quotes)
+	}
+	_, naive, _ := strings.Cut(tests, "// The hub in forty lines.\n\n")
+	naive, _, _ = strings.Cut(naive, "\n// What breaks the hub in forty lines.")
+	if !strings.Contains(readme, "```go\n"+naive+"```") {
+		t.Error("the README has another hub in forty lines")
 	}
 }
 
@@ -1463,20 +1488,16 @@ func BenchmarkIdle(b *testing.B) {
 
 // The hub in forty lines.
 
-// A naiveHub is the tutorial's io, as most examples write it: a mutex and a map of connections.
 type naiveHub struct {
 	mu    sync.Mutex
 	conns map[*websocket.Conn]bool // guarded by mu
 }
-
-// A naiveMessage is what the server sends.
 type naiveMessage struct {
 	Event string `json:"event"`
 	Data  any    `json:"data"`
 }
 
-// serve is io.on("connection", …): the life of a client, in a goroutine of its own.
-func (h *naiveHub) serve(ws *websocket.Conn) {
+func (h *naiveHub) serve(ws *websocket.Conn) { // io.on("connection", …)
 	h.mu.Lock()
 	h.conns[ws] = true
 	websocket.JSON.Send(ws, naiveMessage{"connect", map[string]string{"id": rand.Text()}})
@@ -1486,13 +1507,13 @@ func (h *naiveHub) serve(ws *websocket.Conn) {
 			Event string
 			Data  struct{ Data string }
 		}
-		if err := websocket.JSON.Receive(ws, &message); err != nil {
+		if websocket.JSON.Receive(ws, &message) != nil {
 			break
 		}
 		switch message.Event {
-		case "chat": // io.emit('grpchat', chatdata.data)
+		case "chat":
 			h.emit("grpchat", message.Data.Data, nil)
-		case "broadcast": // socket.broadcast.emit('grpchat', chatdata.data)
+		case "broadcast":
 			h.emit("grpchat", message.Data.Data, ws)
 		}
 	}
@@ -1501,7 +1522,6 @@ func (h *naiveHub) serve(ws *websocket.Conn) {
 	h.mu.Unlock()
 }
 
-// emit sends an event to every client but except.
 func (h *naiveHub) emit(event string, data any, except *websocket.Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
