@@ -46,12 +46,12 @@ const (
 	maxMessageSize = 64 << 10  // bytes; a client that sends a longer message gets close code 1009
 	maxQueue       = 2 << 20   // bytes; while more are queued for a client, Hub.Emit waits
 	frameCost      = 64        // bytes; added to the size of each queued frame, so that tiny frames count
-	maxIdleQueue   = 2048      // frames; an empty queue keeps memory for no more (24 bytes each)
+	maxIdleQueue   = 2048      // frames; when an empty queue has room for more, its memory is freed
 	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
 	sendBuffer     = 128 << 10 // bytes; the kernel's buffer for a client, which could grow to megabytes
 
-	// While more bytes than this are queued for a client, Socket.Emit waits. With maxQueue in its place,
-	// a client that asks much and reads little could fill its queue, and make Hub.Emit wait.
+	// While more bytes than this are queued for a client, Socket.Emit waits. So the answers to a client
+	// that reads none fill half of its queue at most, and alone never make Hub.Emit wait.
 	halfMaxQueue = maxQueue / 2
 
 	handshakeWait = 3 * time.Second        // the limit for sending the handshake's answer
@@ -116,7 +116,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ending = endWith(1001, "server shutting down")
+	h.ending = newEnding(1001, "server shutting down")
 	for _, s := range h.sockets {
 		s.startClosing(h.ending)
 	}
@@ -135,8 +135,8 @@ type Socket struct {
 	input *bufio.Reader   // reads conn; only the reader uses it
 	ws    *websocket.Conn // x/net, which takes frames from input; only the reader uses it
 
-	// mu guards the fields below. A goroutine that needs hub.mu, too, locks hub.mu first. With two
-	// orders, two goroutines could wait for each other for ever.
+	// mu guards the fields below; the caller of a method named …Locked holds it. A goroutine that needs
+	// hub.mu, too, locks hub.mu first: in two orders, two goroutines could wait for each other for ever.
 	mu sync.Mutex
 	// Part 3: the end.
 	ending     *ending     // why the socket ends; nil until it does
@@ -173,7 +173,7 @@ func (s *Socket) Emit(event string, data any) error {
 func (s *Socket) Broadcast(event string, data any) error { return s.hub.emit(event, data, s) }
 
 // Disconnect ends the socket with close code 1000, after what is queued for it. It does not wait.
-func (s *Socket) Disconnect() { s.startClosing(endWith(1000, "server disconnect")) }
+func (s *Socket) Disconnect() { s.startClosing(newEnding(1000, "server disconnect")) }
 
 // route runs the handlers of a message's event. It returns the error that the client has to get.
 func (s *Socket) route(text []byte) error {
@@ -204,7 +204,7 @@ func (s *Socket) run(event string, data json.RawMessage) error {
 	defer func() {
 		if bug := recover(); bug != nil {
 			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
-			s.startClosing(endWith(1011, "a handler panicked"))
+			s.startClosing(newEnding(1011, "a handler panicked"))
 		}
 	}()
 	for _, handle := range s.handlers[event] {
@@ -242,8 +242,8 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	server.ServeHTTP(hijacked{w, conn, buffers}, r)
 }
 
-// hijacked hands a connection on to x/net, which calls Hijack to take it over, and keeps it to
-// itself. We need it, too, for deadlines and batches: so ServeHTTP takes it over first.
+// hijacked hands a connection on to x/net. x/net takes it over by calling Hijack, and shows it to
+// nobody. We need it, too, for deadlines and batches: so ServeHTTP takes it over first.
 type hijacked struct {
 	http.ResponseWriter
 	conn    net.Conn
@@ -286,8 +286,8 @@ type ending struct {
 
 var connectionLost = &ending{reason: "connection lost"}
 
-// endWith returns an ending whose close frame has a code of RFC 6455, section 7.4, and the reason.
-func endWith(code uint16, reason string) *ending {
+// newEnding returns an ending whose close frame has a code of RFC 6455, section 7.4, and the reason.
+func newEnding(code uint16, reason string) *ending {
 	payload := binary.BigEndian.AppendUint16(nil, code) // the code's two bytes, then the reason
 	payload = append(payload, reason...)
 	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
@@ -352,9 +352,10 @@ func (s *Socket) isClosing() bool {
 	return s.ending != nil
 }
 
-// finishClosing waits until all is written and the client has closed TCP. closeTimer ends both waits.
+// finishClosing waits until all is written and the client has closed TCP. When closeTimer closes the
+// connection, reading ends and each Write fails: so both waits end.
 func (s *Socket) finishClosing() {
-	// Read on for two reasons. A client may write all of its frames before it reads ours: if we did
+	// We read on for two reasons. A client may write all of its frames before it reads ours: if we did
 	// not read, both would wait. And TCP, closed with input unread, may drop what we have sent.
 	clientClosed := make(chan struct{})
 	go func() {
@@ -388,8 +389,8 @@ func (s *Socket) push(encoded []byte, limit int) {
 }
 
 // hurryLocked gives the batch that is being written only hurryWait from its beginning, in place of
-// batchWait. A Write that is running ends then, too, and the client is dropped. If that time is over
-// already, this happens at once. The caller of a method named …Locked holds s.mu.
+// batchWait. A Write that is running then fails, too, and the client is dropped. If that time is over
+// already, this happens at once.
 func (s *Socket) hurryLocked() {
 	s.conn.SetWriteDeadline(s.batchBegan.Add(hurryWait))
 }
@@ -449,13 +450,13 @@ var batchBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }} // me
 //
 //	byte 0   0x80 FIN: the frame ends its message; 0x70 reserved bits; 0x0f the opcode
 //	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the payload's
-//	         length up to 125; here 126 means that the next 2 bytes have it, 127 the next 8
+//	         length up to 125; the value 126 says that the next 2 bytes have it, 127 the next 8
 //	then     those 2 or 8 bytes; the mask's 4 bytes, XORed over the payload; the payload
 //
 // The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are
 // reserved. Frames from 8 on are control frames. They may come between the frames of a message.
 
-// A frame comes from the client.
+// A frame is what readFrame returns.
 type frame struct {
 	fin     bool
 	opcode  byte
@@ -480,17 +481,17 @@ func (s *Socket) readMessages() *ending {
 		case websocket.PongFrame:
 			continue // it only shows that the client is there
 		case websocket.CloseFrame:
-			return answerClose(f.payload)
+			return clientEnding(f.payload)
 		case websocket.ContinuationFrame:
 			if !unfinished {
-				return endWith(1002, "a continuation frame came, but no message is unfinished")
+				return newEnding(1002, "a continuation frame came, but no message is unfinished")
 			}
 		default: // text or binary
 			if unfinished {
-				return endWith(1002, "a message began, but the last one is unfinished: a continuation frame must come")
+				return newEnding(1002, "a new message began before the last one was finished")
 			}
 			if f.opcode == websocket.BinaryFrame {
-				return endWith(1003, "messages must be text, not binary")
+				return newEnding(1003, "messages must be text, not binary")
 			}
 		}
 		text = append(text, f.payload...)
@@ -499,7 +500,7 @@ func (s *Socket) readMessages() *ending {
 			continue
 		}
 		if !utf8.Valid(text) {
-			return endWith(1007, "text must be UTF-8")
+			return newEnding(1007, "text must be UTF-8")
 		}
 		if err := s.route(text); err != nil {
 			s.Emit("error", err.Error())
@@ -514,7 +515,7 @@ func (s *Socket) pingIfSilent() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	_, err := s.input.Peek(1)                   // leaves the byte to x/net
 	if errors.Is(err, os.ErrDeadlineExceeded) { // all other errors come again in readFrame
-		// With halfMaxQueue, the ping would wait too long: in a busy chat, a queue may stay above it.
+		// The reader reads nothing while push waits. In a busy chat, a queue may stay above halfMaxQueue.
 		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue)
 	}
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
@@ -536,20 +537,20 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 
 	switch {
 	case !masked:
-		return frame{}, endWith(1002, "a client must mask its frames")
+		return frame{}, newEnding(1002, "a client must mask its frames")
 	case reserved != 0:
-		return frame{}, endWith(1002, "a reserved bit is set")
+		return frame{}, newEnding(1002, "a reserved bit is set")
 	case opcode > websocket.BinaryFrame && !isControl, opcode > websocket.PongFrame: // 3 to 7, 11 to 15
-		return frame{}, endWith(1002, "the opcode is reserved")
+		return frame{}, newEnding(1002, "the opcode is reserved")
 	case isControl && !fin:
-		return frame{}, endWith(1002, "a control frame must not be fragmented")
+		return frame{}, newEnding(1002, "a control frame must not be fragmented")
 	case isControl && length > 125:
-		return frame{}, endWith(1002, "a control frame may have at most 125 bytes")
+		return frame{}, newEnding(1002, "a control frame may have at most 125 bytes")
 	case !isControl && length > limit:
-		return frame{}, endWith(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
+		return frame{}, newEnding(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
 	// ReadAll allocates as bytes arrive, so a length that is only announced takes no memory. On a
-	// 32-bit machine, x/net may cut a huge length to a small one: the limit also ends such a frame.
+	// 32-bit machine, x/net may cut a huge length to a small one. Only the limit stops such a frame.
 	payload, _ := io.ReadAll(io.LimitReader(frameReader, maxMessageSize))
 	if len(payload) != length {
 		return frame{}, connectionLost
@@ -557,21 +558,21 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 	return frame{fin, opcode, payload}, nil
 }
 
-// answerClose returns the ending for a client's close frame. The answer has the client's own code,
+// clientEnding returns the ending for a client's close frame. The answer has the client's own code,
 // or none if the client gave none (RFC 6455, section 5.5.1).
-func answerClose(payload []byte) *ending {
+func clientEnding(payload []byte) *ending {
 	if len(payload) == 0 {
 		return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, nil)}
 	}
 	if len(payload) == 1 {
-		return endWith(1002, "a close code has two bytes")
+		return newEnding(1002, "a close code has two bytes")
 	}
 	code := binary.BigEndian.Uint16(payload)
 	if !isValidCode(code) {
-		return endWith(1002, fmt.Sprintf("close code %d must not be sent", code))
+		return newEnding(1002, fmt.Sprintf("close code %d must not be sent", code))
 	}
 	if !utf8.Valid(payload[2:]) {
-		return endWith(1007, "a close reason must be UTF-8")
+		return newEnding(1007, "a close reason must be UTF-8")
 	}
 	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload[:2])}
 }
