@@ -5,12 +5,16 @@ const [msg, btn, broadcast, disconnect, state, notice, messages, wire] =
     .map((id) => document.getElementById(id));
 
 const socket = io();
-const waiting = []; // texts that are sent once the socket is connected
+let waiting = 0; // messages that are sent once the socket is connected
+
+const visible = /[^\s\p{Control}\p{Format}\p{Default_Ignorable_Code_Point}\u2800\u{1D159}]/u; // the last two are blank symbols
+const segmenter = new Intl.Segmenter(); // finds whole characters, as people see them
 
 // Sends the typed text as "chat" or as "broadcast".
 function say(event) {
-  if (msg.value.trim() === "") return;
-  if (!socket.connected) waiting.push(msg.value);
+  msg.focus();
+  if (!visible.test(msg.value)) return;
+  if (!socket.connected) waiting++;
   tell(event === "broadcast" ? "Sent to everyone but you." : "");
   tellWaiting();
   socket.emit(event, { data: msg.value });
@@ -23,6 +27,8 @@ btn.addEventListener("click", (ev) => {
   say("chat");
 });
 broadcast.addEventListener("click", () => say("broadcast"));
+// The input keeps the focus while a button is pressed: else a phone hides its keyboard.
+msg.form.addEventListener("mousedown", (ev) => ev.target === msg || ev.preventDefault());
 
 // A message comes in as "grpchat", whoever sent it.
 socket.on("grpchat", (text) => add(messages, text, 1000));
@@ -30,8 +36,8 @@ socket.on("error", (words) => tell(words, "error"));
 
 socket.on("connect", () => {
   show("connected", `connected as ${socket.id}`);
-  if (waiting.length > 0) tell("");
-  waiting.length = 0;
+  if (waiting > 0) tell("");
+  waiting = 0;
 });
 socket.on("connect_error", () => show("reconnecting", "cannot reach the server, trying again …"));
 socket.on("disconnect", (reason) => {
@@ -62,18 +68,18 @@ function tell(words, kind = "news") {
 }
 
 function tellWaiting() {
-  if (waiting.length === 0 || notice.className === "error") return;
-  const when = state.dataset.is === "disconnected" ? "press Connect to send" : "will be sent when you reconnect";
-  tell(`Not connected; ${when}: ${waiting.map((text) => short(text, 60)).join(" / ")}`);
+  if (waiting === 0 || notice.className === "error") return;
+  const next = state.dataset.is === "disconnected" ? "Press Connect to send them." : "They are sent when the page reconnects.";
+  tell(`Messages waiting to be sent: ${waiting}. ${next}`);
 }
 
-function short(text, most) {
-  return text.length > most ? text.slice(0, most) + "…" : text;
-}
-
-// The last hundred messages that crossed the wire.
+// Lists the last hundred messages that crossed the wire, long ones cut.
 function trace(arrow) {
-  return (event, data) => add(wire, short(`${arrow} ${JSON.stringify({ event, data })}`, 300), 100);
+  return (event, data) => {
+    const line = `${arrow} ${JSON.stringify({ event, data })}`;
+    const cut = segmenter.segment(line).containing(300)?.index; // where its 300th character begins
+    add(wire, cut ? line.slice(0, cut) + "…" : line, 100);
+  };
 }
 socket.onAny(trace("↓")).onAnyOutgoing(trace("↑"));
 
@@ -81,25 +87,47 @@ function add(list, text, most) {
   const item = document.createElement("li");
   // As text, never as HTML: a user's markup would run in everybody's page.
   item.textContent = text;
+  item.dir = "auto"; // right to left, if the text is
   list.append(item);
   if (list.children.length > most) list.firstElementChild.remove();
   list.showEnd();
 }
 
-// A list shows its end, also when its box becomes smaller, unless the reader
-// has scrolled up.
+// Keeps each list scrolled to its end, unless the user has scrolled up or selects text in it.
 for (const list of [messages, wire]) {
   const box = list.parentElement;
-  let height = 0;
   let atEnd = true;
-  list.showEnd = () => { if (atEnd) box.scrollTop = box.scrollHeight; };
-  box.addEventListener("scroll", () => {
-    if (box.clientHeight === height) atEnd = box.scrollHeight - box.scrollTop - height < 40;
-  });
-  new ResizeObserver(() => {
-    height = box.clientHeight;
-    list.showEnd();
-  }).observe(box);
+  let [top, end] = [0, 0]; // the scroll position and its maximum, as last seen
+  let busyUntil = 0; // the position changes some frames after the wheel or key that changes it
+  let frame;
+
+  function follow() {
+    const moved = box.scrollTop - top;
+    const backAtEnd = moved > 0 && box.scrollTop > end - 40; // the end has moved on since then
+    end = box.scrollHeight - box.clientHeight;
+    if (backAtEnd || end - box.scrollTop < 1) atEnd = true;
+    else if (moved < 0) atEnd = false; // by however little
+    const selection = getSelection();
+    const stay = !atEnd || (selection.type === "Range" && box.contains(selection.anchorNode));
+    if (performance.now() < busyUntil) list.showEnd(); // in a later frame
+    else if (!stay) box.scrollTop = box.scrollHeight;
+    top = box.scrollTop;
+    // As old messages go, the browser may move the box to keep what is read in place.
+    box.style.overflowAnchor = stay ? "auto" : "none";
+  }
+  // Once a frame: each time costs the layout of the whole list.
+  list.showEnd = () => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(follow);
+  };
+  for (const kind of ["wheel", "keydown", "pointerdown", "touchmove"]) {
+    box.addEventListener(kind, (ev) => {
+      busyUntil = performance.now() + 200;
+      if (ev.key === "End") box.scrollTop = box.scrollHeight; // the end moves on during a smooth scroll
+    }, { passive: true });
+  }
+  box.addEventListener("scroll", follow);
+  new ResizeObserver(follow).observe(box);
 }
 
 // Within three.html, the link would open the same page.

@@ -1,15 +1,24 @@
 // The page's io(): events over a WebSocket. Each event is a text message of the
 // form {"event": "<name>", "data": <any JSON>}. The calls are those of Socket.IO.
 // The wire format is not: a real Socket.IO client cannot talk to this server.
-"use strict";
 
-class Socket {
+// io() connects to the page's own server, io(url) to another one.
+function io(url, options) {
+  url ??= "/";
+  if (options !== undefined || !(typeof url === "string" || url instanceof URL)) {
+    throw new TypeError("io takes one URL, as a string or URL, or nothing; options are not supported");
+  }
+  return new io.Socket(url);
+}
+
+// Not a global name: a page's own script may define another Socket.
+io.Socket = class Socket {
   id; // assigned by the server; undefined while not connected
   connected = false;
 
   #url;
   #ws = null; // the connection, open or being opened; never more than one
-  #retry = null; // the timer of the next attempt, when there is no #ws
+  #retry = null; // the timer of the next attempt, until there is a #ws
   #failures = 0; // since the last success
   #unsent = [];
   #handlers = new Map(); // by event name, or by one of these:
@@ -17,12 +26,14 @@ class Socket {
   static #outgoing = Symbol("any event that goes out");
 
   constructor(url) {
-    // Without a scheme or a leading slash it is a host, as in Socket.IO.
-    this.#url = new URL(/^(\w+:\/)?\//.test(url) ? url : `//${url}`, location.href);
+    // In a srcdoc or blob: frame, the origin is the page's, and the address is not.
+    const base = window.origin === "null" ? location.href : window.origin;
+    // Without a scheme or a leading slash, url is a host, as in Socket.IO.
+    this.#url = new URL(/^(\w+:\/)?\//.test(url) ? url : `//${url}`, base);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
 
-    // Chromium keeps the connection of a page in its history open, while the page
-    // does not run. So close it, and connect again if the page comes back.
+    // A page in the back/forward cache is frozen, but Chromium keeps its WebSocket
+    // open. So close it, and connect again if the page comes back.
     let comeBack = false;
     addEventListener("pagehide", () => {
       comeBack = this.#ws !== null || this.#retry !== null;
@@ -58,7 +69,7 @@ class Socket {
   // While the socket is not connected, emit keeps the event and sends it later.
   emit(event, data, ...more) {
     if (more.length > 0 || typeof data === "function") {
-      throw new TypeError("emit sends one value: there are no acknowledgements, and no further values");
+      throw new TypeError("emit takes one value; acknowledgements are not supported: emit further values as one array or object");
     }
     this.#unsent.push({ event, data, text: JSON.stringify({ event, data }) });
     this.#flush();
@@ -73,7 +84,7 @@ class Socket {
     ws.onmessage = ({ data }) => this.#receive(JSON.parse(data));
     ws.onclose = ({ code, reason }) => {
       if (code > 1001 && reason !== "") this.#run("error", reason);
-      if (this.#ws !== ws) return; // a handler of that error has left
+      if (this.#ws !== ws) return; // an error handler has called disconnect()
       if (code === 1000) this.#leave("io server disconnect");
       else this.#lose();
     };
@@ -93,7 +104,7 @@ class Socket {
     }
     this.#run(Socket.#incoming, event, data);
     this.#flush(); // before a connect handler emits more
-    // The server cannot send these two. And a handler may have disconnected.
+    // Only this script may report these two. And a handler may have disconnected.
     const own = event === "disconnect" || event === "connect_error";
     if (this.connected && !own) this.#run(event, data);
   }
@@ -114,9 +125,20 @@ class Socket {
     // restarted server does not get all its pages back at once.
     const seconds = Math.min(2 ** this.#failures++, 5) * (1 - Math.random() / 2);
     this.#stopRetrying();
-    this.#retry = setTimeout(() => this.connect(), seconds * 1000);
+    this.#retry = setTimeout(() => this.#connectIfServed(), seconds * 1000);
     this.#drop("transport close");
     if (!made) this.#run("connect_error", new Error("the server cannot be reached"));
+  }
+
+  // After failed WebSockets, Firefox delays the next one by up to a minute. It does
+  // not delay fetch, so let fetch find out whether the server is there.
+  async #connectIfServed() {
+    const retry = this.#retry;
+    const options = { method: "HEAD", mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(5000) };
+    const served = await fetch(this.#url.href.replace("ws", "http"), options).catch(() => null);
+    if (this.#retry !== retry) return; // connect() or disconnect() was called meanwhile
+    if (served) this.connect();
+    else this.#lose();
   }
 
   // The connection was ended on purpose: only connect() makes a new one.
@@ -156,8 +178,4 @@ class Socket {
       }
     }
   }
-}
-
-function io(url = "/") {
-  return new Socket(url);
-}
+};
