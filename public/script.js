@@ -6,9 +6,9 @@ const [msg, btn, broadcast, disconnect, state, notice, messages, wire] =
 
 const socket = io();
 let waiting = 0; // messages that are sent once the socket is connected
-
-const visible = /[^\s\p{Control}\p{Format}\p{Default_Ignorable_Code_Point}\u2800\u{1D159}]/u; // the last two are blank symbols
-const segmenter = new Intl.Segmenter(); // finds whole characters, as people see them
+const letters = new Intl.Segmenter(); // splits a text into what people see as one character
+// Matches a text that is more than blank. The last two are symbols without ink.
+const visible = /[^\s\p{Control}\p{Format}\p{Default_Ignorable_Code_Point}\u2800\u{1D159}]/u;
 
 // Sends the typed text as "chat" or as "broadcast".
 function say(event) {
@@ -73,14 +73,12 @@ function tellWaiting() {
   tell(`Messages waiting to be sent: ${waiting}. ${next}`);
 }
 
-// Lists the last hundred messages that crossed the wire, long ones cut.
-function trace(arrow) {
-  return (event, data) => {
-    const line = `${arrow} ${JSON.stringify({ event, data })}`;
-    const cut = segmenter.segment(line).containing(300)?.index; // where its 300th character begins
-    add(wire, cut ? line.slice(0, cut) + "…" : line, 100);
-  };
-}
+// Lists the last hundred messages that crossed the wire. A long one is cut.
+const trace = (arrow) => (event, data) => {
+  const line = `${arrow} ${JSON.stringify({ event, data })}`;
+  const cut = letters.segment(line).containing(300)?.index; // where a character begins
+  add(wire, cut ? line.slice(0, cut) + "…" : line, 100);
+};
 socket.onAny(trace("↓")).onAnyOutgoing(trace("↑"));
 
 function add(list, text, most) {
@@ -98,34 +96,28 @@ for (const list of [messages, wire]) {
   const box = list.parentElement;
   let atEnd = true;
   let [top, end] = [0, 0]; // the scroll position and its maximum, as last seen
-  let busyUntil = 0; // the position changes some frames after the wheel or key that changes it
+  let busyUntil = 0; // a wheel or a key moves the box some frames later: wait for it
   let frame;
-
   function follow() {
     const moved = box.scrollTop - top;
-    const backAtEnd = moved > 0 && box.scrollTop > end - 40; // the end has moved on since then
+    const cameBack = moved > 0 && box.scrollTop > end - 40; // the list may have grown since
     end = box.scrollHeight - box.clientHeight;
-    if (backAtEnd || end - box.scrollTop < 1) atEnd = true;
+    if (cameBack || end - box.scrollTop < 1) atEnd = true;
     else if (moved < 0) atEnd = false; // by however little
-    const selection = getSelection();
-    const stay = !atEnd || (selection.type === "Range" && box.contains(selection.anchorNode));
-    if (performance.now() < busyUntil) list.showEnd(); // in a later frame
-    else if (!stay) box.scrollTop = box.scrollHeight;
+    const selects = getSelection().type === "Range" && box.contains(getSelection().anchorNode);
+    if (performance.now() < busyUntil) list.showEnd();
+    else if (atEnd && !selects) box.scrollTop = box.scrollHeight;
     top = box.scrollTop;
-    // As old messages go, the browser may move the box to keep what is read in place.
-    box.style.overflowAnchor = stay ? "auto" : "none";
+    // While the user reads, the browser keeps the text in place as old messages are removed.
+    box.style.overflowAnchor = atEnd && !selects ? "none" : "auto";
   }
-  // Once a frame: each time costs the layout of the whole list.
-  list.showEnd = () => {
-    cancelAnimationFrame(frame);
-    frame = requestAnimationFrame(follow);
-  };
-  for (const kind of ["wheel", "keydown", "pointerdown", "touchmove"]) {
-    box.addEventListener(kind, (ev) => {
-      busyUntil = performance.now() + 200;
-      if (ev.key === "End") box.scrollTop = box.scrollHeight; // the end moves on during a smooth scroll
-    }, { passive: true });
+  function wait(ev) {
+    busyUntil = performance.now() + 200;
+    if (ev.key === "End") box.scrollTop = box.scrollHeight; // a smooth scroll would come too late
   }
+  // At most once a frame, because it needs the layout of the whole list.
+  list.showEnd = () => { cancelAnimationFrame(frame); frame = requestAnimationFrame(follow); };
+  for (const kind of ["wheel", "keydown", "pointerdown", "touchmove"]) box.addEventListener(kind, wait, { passive: true });
   box.addEventListener("scroll", follow);
   new ResizeObserver(follow).observe(box);
 }

@@ -4,11 +4,10 @@
 
 // io() connects to the page's own server, io(url) to another one.
 function io(url, options) {
-  url ??= "/";
-  if (options !== undefined || !(typeof url === "string" || url instanceof URL)) {
+  if (options !== undefined || !(url == null || typeof url === "string" || url instanceof URL)) {
     throw new TypeError("io takes one URL, as a string or URL, or nothing; options are not supported");
   }
-  return new io.Socket(url);
+  return new io.Socket(url ?? "/");
 }
 
 // Not a global name: a page's own script may define another Socket.
@@ -105,8 +104,7 @@ io.Socket = class Socket {
     this.#run(Socket.#incoming, event, data);
     this.#flush(); // before a connect handler emits more
     // Only this script may report these two. And a handler may have disconnected.
-    const own = event === "disconnect" || event === "connect_error";
-    if (this.connected && !own) this.#run(event, data);
+    if (this.connected && !["disconnect", "connect_error"].includes(event)) this.#run(event, data);
   }
 
   #flush() {
@@ -165,9 +163,7 @@ io.Socket = class Socket {
     if (wasConnected) this.#run("disconnect", reason);
   }
 
-  #handlersOf(event) {
-    return this.#handlers.get(event) ?? [];
-  }
+  #handlersOf(event) { return this.#handlers.get(event) ?? []; }
 
   #run(event, ...args) {
     for (const handler of this.#handlersOf(event)) {
