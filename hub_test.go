@@ -1001,6 +1001,24 @@ func TestABusyReaderGetsItsPingsAndStays(t *testing.T) {
 	})
 }
 
+func TestAPingHurriesNobodyWhoseQueueIsLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		c := startPipes(t, hub).client(t)
+		time.Sleep(pingPeriod - 3*time.Second)
+		for range 15 {
+			hub.Emit("n", strings.Repeat("x", 100_000)) // more than halfMaxQueue
+		}
+		time.Sleep(8 * time.Second) // the ping is due, and the client reads again in 5 s
+		for range 15 {
+			c.next()
+		}
+		if head, payload := c.read(); head != 0x89 {
+			t.Errorf("got %#x %.99q, want the ping", head, payload)
+		}
+	})
+}
+
 func TestAClientThatNeverReadsWhileTCPBuffersIsDropped(t *testing.T) {
 	t.Parallel()
 	hub := newChat()
