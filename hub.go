@@ -36,6 +36,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -44,15 +45,11 @@ import (
 
 const (
 	maxMessageSize = 64 << 10  // bytes; a client that sends a longer message gets close code 1009
-	maxQueue       = 2 << 20   // bytes; while more are queued for a client, Hub.Emit waits
+	maxQueue       = 2 << 20   // bytes; while more are queued for a client, its senders wait
 	frameCost      = 64        // bytes; added to the size of each queued frame, so that tiny frames count
 	maxIdleQueue   = 2048      // frames; when an empty queue has room for more, its memory is freed
 	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
 	sendBuffer     = 128 << 10 // bytes; the kernel's buffer for a client, which could grow to megabytes
-
-	// While more bytes than this are queued for a client, Socket.Emit waits. So the answers to a client
-	// that reads none fill half of its queue at most, and alone never make Hub.Emit wait.
-	halfMaxQueue = maxQueue / 2
 
 	handshakeWait = 3 * time.Second        // the limit for sending the handshake's answer
 	pingPeriod    = 25 * time.Second       // a client silent for so long is pinged; in 25 s more it is dropped
@@ -70,7 +67,8 @@ type Hub struct {
 	mu         sync.Mutex         // guards the fields below
 	sockets    map[string]*Socket // by ID; a socket is in it from join to leave
 	socketLeft *sync.Cond         // on mu; wakes Close when a socket has left
-	ending     *ending            // why all sockets end; nil until Close sets it
+
+	ending atomic.Pointer[ending] // why all sockets end; nil until Close sets it
 }
 
 // NewHub returns a hub without sockets.
@@ -103,9 +101,12 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 	// When push waits for a slow client, all other Emits wait, too.
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.ending.Load() != nil {
+		return nil // the hub closes
+	}
 	for _, s := range h.sockets {
 		if s != except {
-			s.push(encoded, maxQueue)
+			s.push(encoded) // to all under one lock: in one order for all
 		}
 	}
 	return nil
@@ -114,11 +115,12 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
 // have ended: after about closeWait, if no handler hangs. No handler may call it.
 func (h *Hub) Close() {
+	why := newEnding(1001, "server shutting down")
+	h.ending.Store(why) // before Lock, so that the Emits that wait for mu give up
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ending = newEnding(1001, "server shutting down")
 	for _, s := range h.sockets {
-		s.startClosing(h.ending)
+		s.startClosing(why)
 	}
 	for len(h.sockets) > 0 {
 		h.socketLeft.Wait() // releases mu while it waits
@@ -164,7 +166,7 @@ func (s *Socket) On(event string, handle Handler) {
 func (s *Socket) Emit(event string, data any) error {
 	encoded, err := encodeEvent(event, data)
 	if err == nil {
-		s.push(encoded, halfMaxQueue)
+		s.push(encoded)
 	}
 	return err
 }
@@ -298,6 +300,7 @@ func newEnding(code uint16, reason string) *ending {
 func (s *Socket) serve(ws *websocket.Conn) {
 	s.ws = ws
 	s.hub.join(s)
+	defer s.hub.leave(s)
 	// The hub's handler runs as a handler of the socket. So run recovers its panics, too.
 	s.On("connection", func(json.RawMessage) error { s.hub.onConnection(s); return nil })
 	s.run("connection", nil)
@@ -306,7 +309,6 @@ func (s *Socket) serve(ws *websocket.Conn) {
 	reason, _ := json.Marshal(why.reason)
 	s.run("disconnect", reason)
 	s.finishClosing()
-	s.hub.leave(s)
 }
 
 // join adds s to the hub. It queues "connect" under the hub's lock: so "connect" comes first, and s
@@ -315,10 +317,10 @@ func (h *Hub) join(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	connect := fmt.Appendf(nil, `{"event":"connect","data":{"id":%q}}`, s.ID)
-	s.push(encodeFrame(websocket.TextFrame, connect), maxQueue)
+	s.push(encodeFrame(websocket.TextFrame, connect))
 	h.sockets[s.ID] = s
-	if h.ending != nil {
-		s.startClosing(h.ending)
+	if why := h.ending.Load(); why != nil {
+		s.startClosing(why)
 	}
 }
 
@@ -340,7 +342,8 @@ func (s *Socket) startClosing(why *ending) *ending {
 	if why.closeFrame != nil {
 		s.appendLocked(why.closeFrame)
 	}
-	s.ending = why // from here on nothing is queued: so the close frame is the last
+	s.ending = why                  // from here on nothing is queued: so the close frame is the last
+	s.conn.SetDeadline(time.Time{}) // none: from here on, closeTimer is the limit
 	s.closeTimer = time.AfterFunc(closeWait, func() { s.conn.Close() })
 	s.progress.Broadcast() // nobody needs to wait in push any more
 	return why
@@ -376,12 +379,12 @@ func (s *Socket) finishClosing() {
 
 // Part 4: the queue and the writer. A message goes out.
 
-// push queues an encoded frame for the client. While more than limit bytes are queued, it waits:
-// the writer makes room with each batch that it begins.
-func (s *Socket) push(encoded []byte, limit int) {
+// push queues an encoded frame for the client. While more than maxQueue is queued, it waits: the
+// writer makes room with each batch that it begins.
+func (s *Socket) push(encoded []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.queuedBytes > limit && s.ending == nil {
+	for s.queuedBytes > maxQueue && s.ending == nil {
 		s.hurryLocked() // again for each batch: nextBatch sets the deadline back to batchWait
 		s.progress.Wait()
 	}
@@ -476,7 +479,7 @@ func (s *Socket) readMessages() *ending {
 		}
 		switch f.opcode {
 		case websocket.PingFrame:
-			s.push(encodeFrame(websocket.PongFrame, f.payload), halfMaxQueue)
+			s.push(encodeFrame(websocket.PongFrame, f.payload))
 			continue
 		case websocket.PongFrame:
 			continue // it only shows that the client is there
@@ -515,8 +518,7 @@ func (s *Socket) pingIfSilent() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	_, err := s.input.Peek(1)                   // leaves the byte to x/net
 	if errors.Is(err, os.ErrDeadlineExceeded) { // all other errors come again in readFrame
-		// The reader reads nothing while push waits. In a busy chat, a queue may stay above halfMaxQueue.
-		s.push(encodeFrame(websocket.PingFrame, nil), maxQueue)
+		s.push(encodeFrame(websocket.PingFrame, nil))
 	}
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 }

@@ -230,6 +230,64 @@ func TestAClientMayWriteBeforeItReadsWhyItsSocketEnds(t *testing.T) {
 	}
 }
 
+func TestASocketThatEndsHasCloseWaitThoughSomebodyWaitedForItsBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		c := startPipes(t, hub).client(t)
+		time.AfterFunc(400*time.Millisecond, hub.socket(c.id).Disconnect)
+		for range 45 {
+			hub.Emit("n", strings.Repeat("x", 60_000)) // the last ones wait, and leave the batch 0.9 s
+		}
+		time.Sleep(2 * time.Second)
+		c.closes(1000, "server disconnect")
+	})
+}
+
+func TestCloseDoesNotQueueBehindEmits(t *testing.T) {
+	t.Parallel()
+	hub := NewHub()
+	addr, _ := start(t, hub)
+	slow, other := dial(t, addr), dial(t, addr)
+	slow.conn.(*net.TCPConn).SetReadBuffer(16 << 10)
+	go func() { // 400 KB a second
+		for buf := make([]byte, 40_000); ; time.Sleep(100 * time.Millisecond) {
+			if _, err := io.ReadFull(slow.in, buf); err != nil {
+				return
+			}
+		}
+	}()
+	for range 30 {
+		go func() {
+			for range 10 {
+				hub.Emit("n", strings.Repeat("x", 60_000))
+			}
+		}()
+	}
+	s := hub.socket(slow.id)
+	eventually(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.queuedBytes > maxQueue
+	})
+	go hub.Close()
+	began := time.Now()
+	other.closes(1001, "shutting down")
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it was told after %v", took)
+	}
+	slow.conn.Close()
+}
+
+func TestAHandlerThatEndsItsGoroutineLeavesNoSocketBehind(t *testing.T) {
+	hub := NewHub()
+	hub.On("connection", func(socket *Socket) {
+		socket.On("exit", func(json.RawMessage) error { runtime.Goexit(); return nil })
+	})
+	addr, _ := start(t, hub)
+	dial(t, addr).say(`{"event":"exit"}`)
+	eventually(t, func() bool { return sockets(hub) == 0 })
+}
+
 func TestAReaderGetsAllThoughItsSocketEndsWithALongQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := NewHub()
@@ -794,7 +852,7 @@ func TestStuckClientsAreDroppedAndOthersWaitOnce(t *testing.T) {
 	}
 }
 
-func TestAClientThatReadsNoAnswersHoldsUpNobody(t *testing.T) {
+func TestAClientThatReadsNoAnswersIsDroppedAndOthersWaitOnce(t *testing.T) {
 	t.Parallel()
 	for _, frame := range []string{masked(0x89, ""), masked(0x81, "garbage")} {
 		synctest.Test(t, func(t *testing.T) {
@@ -805,20 +863,61 @@ func TestAClientThatReadsNoAnswersHoldsUpNobody(t *testing.T) {
 			go rude.write([]byte(strings.Repeat(frame, 100_000)))
 			synctest.Wait() // until it is stuck
 			began := time.Now()
-			a.say(`{"event":"chat","data":{"data":"hello"}}`)
-			a.hears("grpchat", `"hello"`)
-			s := hub.socket(rude.id)
-			s.mu.Lock()
-			if took := time.Since(began); took > 0 || s.queuedBytes < halfMaxQueue || s.queuedBytes > halfMaxQueue+1000 {
-				t.Errorf("heard after %v, with %d bytes queued", took, s.queuedBytes)
+			for range 10 {
+				a.say(`{"event":"chat","data":{"data":"hello"}}`)
+				a.hears("grpchat", `"hello"`)
 			}
-			s.mu.Unlock()
-			time.Sleep(2 * time.Second)
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("heard after %v", took)
+			}
+			synctest.Wait()
 			if hub.socket(rude.id) != nil {
 				t.Error("it is still there")
 			}
 		})
 	}
+}
+
+func TestAClientThatReadsIsHeardAndAnsweredInABusyChat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := newChat()
+		heard := make(chan time.Time, 1)
+		chat := hub.onConnection
+		hub.On("connection", func(socket *Socket) {
+			chat(socket)
+			socket.On("hello", func(json.RawMessage) error { heard <- time.Now(); return nil })
+		})
+		listener := startPipes(t, hub)
+		busy, talker := listener.client(t), listener.client(t)
+		go talker.drain()
+		go func() { // as fast as busy takes it: its queue is always long
+			frame := []byte(masked(0x81, `{"event":"chat","data":{"data":"`+strings.Repeat("x", 60_000)+`"}}`))
+			for err := error(nil); err == nil; _, err = talker.conn.Write(frame) {
+			}
+		}()
+		defer talker.conn.Close()
+		defer busy.conn.Close()
+		began := time.Now()
+		ponged := false
+		for time.Since(began) < time.Minute {
+			if head, _ := busy.read(); head == 0x8a {
+				ponged = true
+				break
+			} else if head != 0x81 {
+				t.Fatalf("got %#x", head)
+			}
+			if took := time.Since(began); took > 10*time.Second && took < 10*time.Second+100*time.Millisecond {
+				go busy.write([]byte(masked(0x89, "") + masked(0x81, `{"event":"hello"}`)))
+			}
+			time.Sleep(75 * time.Millisecond) // 800 KB a second
+		}
+		if took := time.Since(began) - 10*time.Second; !ponged || took > 6*time.Second {
+			t.Errorf("a pong: %v, after %v", ponged, took)
+		}
+		if took := (<-heard).Sub(began) - 10*time.Second; took > 3*time.Second {
+			t.Errorf("heard after %v", took)
+		}
+	})
 }
 
 func TestAHandlerThatEmitsToAStuckSocketWaitsNotLong(t *testing.T) {
@@ -1007,7 +1106,7 @@ func TestAPingHurriesNobodyWhoseQueueIsLong(t *testing.T) {
 		c := startPipes(t, hub).client(t)
 		time.Sleep(pingPeriod - 3*time.Second)
 		for range 15 {
-			hub.Emit("n", strings.Repeat("x", 100_000)) // more than halfMaxQueue
+			hub.Emit("n", strings.Repeat("x", 100_000))
 		}
 		time.Sleep(8 * time.Second) // the ping is due, and the client reads again in 5 s
 		for range 15 {
