@@ -113,7 +113,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended: after about closeWait, if no handler hangs. No handler may call it.
+// have ended: within hurryWait and closeWait, if no handler hangs. No handler may call it.
 func (h *Hub) Close() {
 	why := newEnding(1001, "server shutting down")
 	h.ending.Store(why) // before Lock, so that the Emits that wait for mu give up
@@ -268,7 +268,7 @@ func findToken(lines []string, token string) string {
 // checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	config.Protocol = nil // we have no subprotocols; x/net would agree to one of the client's
+	config.Protocol = nil // we have no subprotocols; x/net would agree to a single one, and refuse two
 	origin, err := websocket.Origin(config, r)
 	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
 		return nil // origin is nil if the client is no browser
