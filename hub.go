@@ -97,8 +97,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 	if err != nil {
 		return err
 	}
-	// The lock is held until the event is in every queue: so all sockets get one order of events.
-	// When push waits for a slow client, all other Emits wait, too.
+	// When push waits for a slow client, all other Emits wait here.
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ending.Load() != nil {
@@ -113,7 +112,8 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended: within hurryWait and closeWait, if no handler hangs. No handler may call it.
+// have ended. First it may wait for an Emit, hurryWait at most; then each socket has closeWait. No
+// handler may call it: Close would wait for the handler's own socket.
 func (h *Hub) Close() {
 	why := newEnding(1001, "server shutting down")
 	h.ending.Store(why) // before Lock, so that the Emits that wait for mu give up
@@ -241,11 +241,11 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// for x/net, and saves 4 KB for each socket.
 	buffers.Writer = bufio.NewWriterSize(conn, 256)
 	server := websocket.Server{Handshake: checkOrigin, Handler: s.serve}
-	server.ServeHTTP(hijacked{w, conn, buffers}, r)
+	server.ServeHTTP(hijacked{w, conn, buffers}, r) // x/net hijacks, too: it gets what we have taken
 }
 
 // hijacked hands a connection on to x/net. x/net takes it over by calling Hijack, and shows it to
-// nobody. We need it, too, for deadlines and batches: so ServeHTTP takes it over first.
+// nobody. We need it, too, for deadlines and batches: so Hub.ServeHTTP takes it over first.
 type hijacked struct {
 	http.ResponseWriter
 	conn    net.Conn
@@ -268,7 +268,9 @@ func findToken(lines []string, token string) string {
 // checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	config.Protocol = nil // we have no subprotocols; x/net would agree to a single one, and refuse two
+	// A client may propose subprotocols, names of message formats. We have none, and ignore them. x/net
+	// calls this function before it answers: then it would agree to a single one, and refuse two.
+	config.Protocol = nil
 	origin, err := websocket.Origin(config, r)
 	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
 		return nil // origin is nil if the client is no browser
@@ -331,8 +333,9 @@ func (h *Hub) leave(s *Socket) {
 	h.socketLeft.Broadcast()
 }
 
-// startClosing starts the closing handshake (RFC 6455, section 7.1.2): it queues the close frame, and
-// gives the client closeWait. It returns the ending that counts: the first.
+// startClosing starts the closing handshake (RFC 6455, section 7.1.2): each side sends a close frame,
+// then TCP closes. startClosing queues ours. The reader reads on until the client's comes. All of it
+// has closeWait. startClosing returns the ending that counts: the first.
 func (s *Socket) startClosing(why *ending) *ending {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -358,8 +361,8 @@ func (s *Socket) isClosing() bool {
 // finishClosing waits until all is written and the client has closed TCP. When closeTimer closes the
 // connection, reading ends and each Write fails: so both waits end.
 func (s *Socket) finishClosing() {
-	// We read on for two reasons. A client may write all of its frames before it reads ours: if we did
-	// not read, both would wait. And TCP, closed with input unread, may drop what we have sent.
+	// We read on for two reasons. A client may read nothing until all its own frames are sent: if we
+	// read none, both would wait. And TCP, closed with input unread, may drop what we have sent.
 	clientClosed := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, s.conn)
@@ -385,15 +388,15 @@ func (s *Socket) push(encoded []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.queuedBytes > maxQueue && s.ending == nil {
-		s.hurryLocked() // again for each batch: nextBatch sets the deadline back to batchWait
+		s.hurryLocked() // each time: the writer may have begun a new batch, which has batchWait
 		s.progress.Wait()
 	}
 	s.appendLocked(encoded)
 }
 
 // hurryLocked gives the batch that is being written only hurryWait from its beginning, in place of
-// batchWait. A Write that is running then fails, too, and the client is dropped. If that time is over
-// already, this happens at once.
+// batchWait. When that time is over, even a Write that is running fails, and the client is dropped.
+// It may be over already.
 func (s *Socket) hurryLocked() {
 	s.conn.SetWriteDeadline(s.batchBegan.Add(hurryWait))
 }
@@ -418,7 +421,8 @@ func (s *Socket) write() {
 	for s.nextBatch(batch) {
 		if _, err := s.conn.Write(batch.Bytes()); err != nil {
 			// The client is too slow, or gone. Now the reader fails, too, and ends the socket. This
-			// loop empties the queue meanwhile: each further Write fails at once.
+			// loop goes on, and each Write fails at once: so the queue is soon empty, and nobody who
+			// waits for room in it, or for the writer to end, waits for ever.
 			s.conn.Close()
 		}
 	}
@@ -453,7 +457,7 @@ var batchBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }} // me
 //
 //	byte 0   0x80 FIN: the frame ends its message; 0x70 reserved bits; 0x0f the opcode
 //	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the payload's
-//	         length up to 125; the value 126 says that the next 2 bytes have it, 127 the next 8
+//	         length: 0 to 125 is the length itself, 126 means the next 2 bytes, 127 the next 8
 //	then     those 2 or 8 bytes; the mask's 4 bytes, XORed over the payload; the payload
 //
 // The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are
@@ -512,8 +516,8 @@ func (s *Socket) readMessages() *ending {
 	}
 }
 
-// pingIfSilent waits until a frame begins, or for pingPeriod: then it pings the client. So proxies
-// keep a quiet connection open. readFrame waits for pingPeriod again, and fails if nothing comes.
+// pingIfSilent waits until a frame begins. If none has begun after pingPeriod, it pings the client: so
+// proxies keep a quiet connection open. readFrame waits for pingPeriod again, then it fails.
 func (s *Socket) pingIfSilent() {
 	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
 	_, err := s.input.Peek(1)                   // leaves the byte to x/net
@@ -552,7 +556,8 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 		return frame{}, newEnding(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
 	// ReadAll allocates as bytes arrive, so a length that is only announced takes no memory. On a
-	// 32-bit machine, x/net may cut a huge length to a small one. Only the limit stops such a frame.
+	// 32-bit machine, x/net may cut a huge length to a small one, which passes the checks above. Then
+	// LimitReader stops after maxMessageSize, and the lengths differ.
 	payload, _ := io.ReadAll(io.LimitReader(frameReader, maxMessageSize))
 	if len(payload) != length {
 		return frame{}, connectionLost
