@@ -112,8 +112,8 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended. First it may wait for an Emit, hurryWait at most; then each socket has closeWait. No
-// handler may call it: Close would wait for the handler's own socket.
+// have ended. First it may wait for an Emit, about hurryWait; then all sockets have closeWait together.
+// No handler may call it: Close would wait for the handler's own socket.
 func (h *Hub) Close() {
 	why := newEnding(1001, "server shutting down")
 	h.ending.Store(why) // before Lock, so that the Emits that wait for mu give up
@@ -138,7 +138,7 @@ type Socket struct {
 	ws    *websocket.Conn // x/net, which takes frames from input; only the reader uses it
 
 	// mu guards the fields below; the caller of a method named …Locked holds it. A goroutine that needs
-	// hub.mu, too, locks hub.mu first: in two orders, two goroutines could wait for each other for ever.
+	// hub.mu, too, locks hub.mu first. If another locked s.mu first, each could wait for the other for ever.
 	mu sync.Mutex
 	// Part 3: the end.
 	ending     *ending     // why the socket ends; nil until it does
@@ -269,7 +269,8 @@ func findToken(lines []string, token string) string {
 // page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
 	// A client may propose subprotocols, names of message formats. We have none, and ignore them. x/net
-	// calls this function before it answers: then it would agree to a single one, and refuse two.
+	// calls this function before it answers. If we left the list, it would accept a single proposal,
+	// and refuse a client with two.
 	config.Protocol = nil
 	origin, err := websocket.Origin(config, r)
 	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
@@ -346,7 +347,7 @@ func (s *Socket) startClosing(why *ending) *ending {
 		s.appendLocked(why.closeFrame)
 	}
 	s.ending = why                  // from here on nothing is queued: so the close frame is the last
-	s.conn.SetDeadline(time.Time{}) // none: from here on, closeTimer is the limit
+	s.conn.SetDeadline(time.Time{}) // none: it may be too short; closeTimer is the limit now
 	s.closeTimer = time.AfterFunc(closeWait, func() { s.conn.Close() })
 	s.progress.Broadcast() // nobody needs to wait in push any more
 	return why
@@ -395,8 +396,8 @@ func (s *Socket) push(encoded []byte) {
 }
 
 // hurryLocked gives the batch that is being written only hurryWait from its beginning, in place of
-// batchWait. When that time is over, even a Write that is running fails, and the client is dropped.
-// It may be over already.
+// batchWait. When that time is over, even a Write that is running fails, and the client is dropped. Of
+// fifty stuck clients, the first costs Emit hurryWait; the batches of the others are as old by then.
 func (s *Socket) hurryLocked() {
 	s.conn.SetWriteDeadline(s.batchBegan.Add(hurryWait))
 }
@@ -555,9 +556,9 @@ func (s *Socket) readFrame(limit int) (frame, *ending) {
 	case !isControl && length > limit:
 		return frame{}, newEnding(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
-	// ReadAll allocates as bytes arrive, so a length that is only announced takes no memory. On a
-	// 32-bit machine, x/net may cut a huge length to a small one, which passes the checks above. Then
-	// LimitReader stops after maxMessageSize, and the lengths differ.
+	// ReadAll allocates as bytes arrive, so a length that is only announced takes no memory. Fewer bytes
+	// come if the connection ends or is too slow. More than length come on a 32-bit machine, where
+	// Len may be wrong for a huge frame: LimitReader ends that.
 	payload, _ := io.ReadAll(io.LimitReader(frameReader, maxMessageSize))
 	if len(payload) != length {
 		return frame{}, connectionLost
