@@ -925,11 +925,8 @@ func TestAHandlerThatEmitsToAStuckSocketWaitsNotLong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hub, took := NewHub(), make(chan time.Duration)
-				var stuck *Socket
+				var stuck *Socket // set before anyone whispers
 				hub.On("connection", func(socket *Socket) {
-					if stuck == nil {
-						stuck = socket
-					}
 					socket.On("whisper", func(json.RawMessage) error {
 						began := time.Now()
 						for range 2 * maxQueue / 20_000 {
@@ -942,6 +939,7 @@ func TestAHandlerThatEmitsToAStuckSocketWaitsNotLong(t *testing.T) {
 				listener := startPipes(t, hub)
 				a, b := listener.client(t), listener.client(t)
 				defer a.conn.Close() // it never reads
+				stuck = hub.socket(a.id)
 				go b.drain()
 				if name == "its own" {
 					b = a
