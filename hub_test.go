@@ -456,17 +456,21 @@ func TestHandshakeIsTakenOnAnyPathAndOnlyAHandshake(t *testing.T) {
 		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://evil.example:3000\r\n" + upgrade, 403},
 		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: null\r\n" + upgrade, 403},
 		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nOrigin: http://%zz\r\n" + upgrade, 403},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nCookie: " + strings.Repeat("x", 8<<10) + "\r\n" + upgrade, 101},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nCookie: " + strings.Repeat("x", 17<<10) + "\r\n" + upgrade, 431},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: x" + strings.Repeat(", x", 300_000) + "\r\n" + upgrade, 431},
+		{"GET / HTTP/1.1\r\nUpgrade: websocket\r\n" + strings.Repeat("X: y\r\n", 150_000) + upgrade, 431},
 	} {
 		conn := must(net.Dial("tcp", addr))
-		fmt.Fprint(conn, test.request, "Host: chat.example:3000\r\n",
+		go fmt.Fprint(conn, test.request, "Host: chat.example:3000\r\n",
 			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil || response.StatusCode != test.status {
-			t.Errorf("%q: %v, %v; want %d", test.request, response, err, test.status)
+			t.Errorf("%.99q: %v, %v; want %d", test.request, response, err, test.status)
 		} else if protocol := response.Header["Sec-Websocket-Protocol"]; protocol != nil {
-			t.Errorf("%q: agreed to protocol %q", test.request, protocol)
+			t.Errorf("%.99q: agreed to protocol %q", test.request, protocol)
 		} else if allow := response.Header.Get("Allow"); test.status == 405 && allow != "GET, HEAD" {
-			t.Errorf("%q: allows %q", test.request, allow)
+			t.Errorf("%.99q: allows %q", test.request, allow)
 		}
 		conn.Close()
 	}
@@ -497,17 +501,27 @@ func TestNothingOutsidePublicIsServed(t *testing.T) {
 	os.WriteFile(filepath.Join(dir, "public", "folder", "secret"), nil, 0o644) // its name must not be listed
 	os.Symlink("../secret", filepath.Join(dir, "public", "link"))
 	os.Symlink("..", filepath.Join(dir, "public", "up"))
+	os.Symlink("pipe", filepath.Join(dir, "public", "pipelink"))
+	os.MkdirAll(filepath.Join(dir, "public", "piped", ".git"), 0o755)
+	os.WriteFile(filepath.Join(dir, "public", "piped", ".git", "config"), []byte("the secret"), 0o644)
+	must(exec.Command("mkfifo", filepath.Join(dir, "public", "pipe"), filepath.Join(dir, "public", "piped", "index.html")).Output())
 	chat := startProcess(t, dir, "127.0.0.1:0")
-	get := func(path string) string {
+	request := func(method, path string) string {
 		conn := must(net.Dial("tcp", chat.addr))
 		defer conn.Close()
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
-		return string(must(io.ReadAll(conn)))
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", method, path)
+		answer, _ := io.ReadAll(conn)
+		return string(answer)
 	}
-	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up/", "//secret", "/folder", "/folder/",
-		"/none", "/index.html/", "/index.html/x", "/%00", "/a%00b", "/%ff", "/" + strings.Repeat("x", 5000), "*", "/folder/../../secret"} {
-		if answer := get(path); !strings.HasPrefix(answer, "HTTP/1.1 404") || strings.Contains(answer, "secret") {
-			t.Errorf("%.99s: %.300s", path, answer)
+	get := func(path string) string { return request("GET", path) }
+	for _, path := range []string{"/../secret", "/%2e%2e/secret", "/..%2fsecret", "/link", "/up/secret", "/up", "/up/", "//secret", "/folder/",
+		"/none", "/index.html/", "/index.html/x", "/%00", "/a%00b", "/%ff", "/" + strings.Repeat("x", 5000), "*", "/folder/../../secret",
+		"/pipe", "/pipe/", "/pipelink", "/piped/", "/piped/.git", "/piped/.git/config", "/piped%2f.git/config", "/piped\\.git", "/.env"} {
+		for _, method := range []string{"GET", "HEAD"} {
+			if answer := request(method, path); !strings.HasPrefix(answer, "HTTP/1.1 404") || strings.Contains(answer, "secret") {
+				t.Errorf("%s %.99s: %.300s", method, path, answer)
+			}
 		}
 	}
 	if answer := get("/"); !strings.HasSuffix(answer, "\r\nthe page") {
@@ -522,6 +536,81 @@ func TestNothingOutsidePublicIsServed(t *testing.T) {
 	os.WriteFile(filepath.Join(dir, "public", "index.html"), []byte("the new page"), 0o644)
 	if answer := get("/"); !strings.HasSuffix(answer, "\r\nthe new page") {
 		t.Errorf("a new public/: %q", answer)
+	}
+}
+
+func TestAFolderWithoutItsLastSlashRedirectsToItOnThisHost(t *testing.T) {
+	t.Chdir(t.TempDir())
+	os.MkdirAll(`public/about/team`, 0o755)
+	os.MkdirAll(`public/\evil.example`, 0o755)
+	for path, location := range map[string]string{
+		"/about": "/about/", "/about?to=//evil.example&x": "/about/?to=//evil.example&x", "/about%2Fteam": "/about%2Fteam/",
+		"http://evil.example/about": "/about/", `/\evil.example`: "/%5Cevil.example/", "//about": "", "/%2Fabout": "", "/about/": "",
+		"//evil.example/..%2f": "", "//evil.example/../about": "", "http:https://evil.example": "",
+	} {
+		answer := httptest.NewRecorder()
+		newServer(NewHub()).Handler.ServeHTTP(answer, httptest.NewRequest("GET", path, nil))
+		if got := answer.Header().Get("Location"); got != location || (answer.Code == 301) != (got != "") {
+			t.Errorf("%s: %d to %q, want %q", path, answer.Code, got, location)
+		}
+	}
+}
+
+func TestAReloadShowsWhatIsThereNow(t *testing.T) {
+	t.Chdir(t.TempDir())
+	os.Mkdir("public", 0o755)
+	first := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	kept := http.Header{} // by the browser
+	for _, edit := range []struct {
+		text     string
+		modified time.Time
+	}{
+		{"first", first}, {"third", first.Add(time.Millisecond)}, {"fifth word", first.Add(time.Millisecond)},
+		{"older", first.Add(-time.Hour)}, {"in the future", time.Now().Add(time.Hour)}, {"now", time.Now()},
+	} {
+		os.WriteFile("public/page.html", []byte(edit.text), 0o644)
+		os.Chtimes("public/page.html", edit.modified, edit.modified)
+		for _, want := range []string{"200 " + edit.text, "304 "} {
+			request, answer := httptest.NewRequest("GET", "/page.html", nil), httptest.NewRecorder()
+			request.Header.Set("If-None-Match", kept.Get("Etag"))
+			request.Header.Set("If-Modified-Since", kept.Get("Last-Modified"))
+			newServer(NewHub()).Handler.ServeHTTP(answer, request)
+			kept = answer.Header()
+			if got := fmt.Sprint(answer.Code, " ", answer.Body); got != want || kept.Get("Cache-Control") != "no-cache" || kept.Get("Last-Modified") != "" {
+				t.Errorf("got %s, want %s; %v", got, want, kept)
+			}
+		}
+	}
+}
+
+func TestWhatIsThereButCannotBeOpenedIs500AndLogged(t *testing.T) {
+	t.Chdir(t.TempDir())
+	os.Mkdir("public", 0o755)
+	os.WriteFile("public/script.js", nil, 0o644)
+	os.WriteFile("public/closed.js", nil, 0)
+	shell := `ulimit -n 20; exec "$0" "$@" 2>log`
+	if os.Geteuid() == 0 { // without this, root needs no permission
+		shell = `ulimit -n 20; exec setpriv --bounding-set=-dac_override,-dac_read_search "$0" "$@" 2>log`
+	}
+	chat := process(".", "-addr=127.0.0.1:0")
+	chat.Path, chat.Args = "/bin/sh", append([]string{"sh", "-c", shell}, chat.Args...)
+	must(0, chat.Start())
+	defer chat.Wait()
+	defer chat.Process.Kill()
+	logged := func() string { log, _ := os.ReadFile("log"); return string(log) }
+	eventually(t, func() bool { return strings.HasSuffix(logged(), "\n") })
+	_, addr, _ := strings.Cut(strings.TrimSpace(logged()), "http://")
+	conn := must(net.Dial("tcp", addr))
+	for _, name := range []string{"closed.js", "script.js"} {
+		status := 200
+		for n := 0; n < 100 && status == 200; n++ {
+			fmt.Fprintf(conn, "HEAD /%s HTTP/1.1\r\nHost: x\r\n\r\n", name)
+			status = must(http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: "HEAD"})).StatusCode
+			defer must(net.Dial("tcp", addr)).Close() // takes one of the file descriptors
+		}
+		if status != 500 || !strings.Contains(logged(), fmt.Sprintf("cannot open %q", name)) {
+			t.Errorf("%s: %d, logged %s", name, status, logged())
+		}
 	}
 }
 
@@ -1341,12 +1430,13 @@ func TestCannotStartSaysWhyAndExits1(t *testing.T) {
 	defer taken.Close()
 	for _, test := range []struct{ dir, arg, words string }{
 		{".", "-addr=" + taken.Addr().String(), "address already in use"},
-		{".", "-addr=nonsense", `"nonsense" must be host:port`},
-		{".", "-addr=localhost", `"localhost" must be host:port`},
-		{".", "-addr=", `"" must be host:port`},
-		{".", "-addr=:", `":" must be host:port`},
+		{".", "-addr=nonsense", `cannot use ["-addr=nonsense"]; write -addr host:port, as in`},
+		{".", "-addr=localhost", `cannot use ["-addr=localhost"]; write`},
+		{".", "-addr=", `cannot use ["-addr="]; write`},
+		{".", "-addr=:", `cannot use ["-addr=:"]; write`},
+		{".", "-addr=::1:3000", `or -addr "[::1]:3000"`},
 		{".", "-addr=localhost:none", "cannot listen on localhost:none"},
-		{".", ":8080", `unexpected argument ":8080"`},
+		{".", ":8080", `cannot use [":8080"]; write -addr host:port`},
 		{t.TempDir(), "-addr=127.0.0.1:0", "cannot open public/"},
 	} {
 		out, err := process(test.dir, test.arg).CombinedOutput()

@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"log"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,8 +20,7 @@ import (
 // chatData is the data of a "chat" or "broadcast" event: the page sends { data: msg.value }.
 type chatData struct{ Data string }
 
-// newChat is the tutorial's server. A comment with the tutorial's line stands above the Go line
-// that does the same.
+// newChat is the tutorial's server. Each line of the tutorial stands as a comment above its Go line.
 func newChat() *Hub {
 	// const io = new Server(httpServer)
 	io := NewHub()
@@ -62,12 +61,9 @@ func withChatData(handle func(chatData) error) Handler {
 func main() {
 	addr := flag.String("addr", "localhost:3000", "host:port to listen on; port 0 picks a free one")
 	flag.Parse()
-	if flag.NArg() > 0 {
-		log.Fatalf("unexpected argument %q; to set the address, write -addr host:port", flag.Arg(0))
-	}
 	host, port, err := net.SplitHostPort(*addr)
-	if err != nil || port == "" {
-		log.Fatalf("the address %q must be host:port, as in -addr localhost:3000", *addr)
+	if err != nil || port == "" || flag.NArg() > 0 {
+		log.Fatalf(`cannot use %q; write -addr host:port, as in -addr localhost:3000 or -addr "[::1]:3000"`, os.Args[1:])
 	}
 	if _, err := os.ReadDir("public"); err != nil {
 		log.Fatalf("cannot open public/; run this from the project's folder: %v", err)
@@ -81,23 +77,20 @@ func main() {
 		log.Fatalf("cannot listen on %s: %v", *addr, err)
 	}
 	stopped, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(stopped, func() {
-		stop()                                               // a second signal ends the program at once
-		time.AfterFunc(4*time.Second, func() { os.Exit(0) }) // in case a handler hangs
-		server.Close()
-	})
+	context.AfterFunc(stopped, func() { stop(); server.Close() }) // after stop, a signal ends the program at once
 	address := listener.Addr().(*net.TCPAddr)
 	if address.IP.IsUnspecified() { // it listens on every address
 		host = "localhost"
 	}
-	log.Printf("listening on http://%s", net.JoinHostPort(host, strconv.Itoa(address.Port)))
-	if err := server.Serve(listener); stopped.Err() == nil {
+	log.Printf("listening on http://%s", net.JoinHostPort(host, fmt.Sprint(address.Port)))
+	if err := server.Serve(listener); err != http.ErrServerClosed {
 		log.Fatalf("serving failed: %v", err)
 	}
+	time.AfterFunc(closeWait+time.Second, func() { os.Exit(0) }) // io.Close would wait for a handler that hangs
 	io.Close()
 }
 
-// newServer routes WebSocket handshakes, on any path, to the hub. All else gets a file.
+// newServer routes WebSocket handshakes, on any path, to the hub. Any other GET or HEAD gets a file.
 func newServer(io *Hub) *http.Server {
 	var handler http.HandlerFunc = func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -112,33 +105,51 @@ func newServer(io *Hub) *http.Server {
 	}
 	return &http.Server{
 		Handler:                      handler,
-		DisableGeneralOptionsHandler: true,            // or net/http would answer OPTIONS * by itself
+		DisableGeneralOptionsHandler: true,            // so that OPTIONS * gets 405, too
+		MaxHeaderBytes:               12 << 10,        // net/http adds 4 KB; a request with more gets 431
 		ReadTimeout:                  4 * time.Second, // for a request; a socket sets its own deadlines
 		WriteTimeout:                 4 * time.Second, // for an answer that is no file
 	}
 }
 
-// serveFile serves a file of public/. For a folder it serves the folder's index.html; it never
-// lists one. OpenInRoot opens nothing outside public/, not even through .. or a symbolic link.
+// serveFile serves a file of public/, or the index.html of a folder. It never lists a folder.
 func serveFile(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-cache") // a browser asks each time, so a reload shows an edit
 	name := strings.TrimPrefix(r.URL.Path, "/")
 	if name == "" || strings.HasSuffix(name, "/") {
 		name += "index.html"
 	}
 	// app.use(express.static(path.join(__dirname, 'public')))
-	file, err := os.OpenInRoot("public", name)
+	file, err := openPublic(name)
+	var info os.FileInfo
+	if err == nil {
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Minute)) // 600 MB at 1 MB a second
+		defer file.Close()
+		info, err = file.Stat()
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		log.Printf("cannot open %q in public/: %q", name, err)
+		http.Error(w, "the server cannot open this file", http.StatusInternalServerError)
+	case err == nil && info.IsDir() && !strings.HasSuffix(r.URL.Path, "/"):
+		http.Redirect(w, r, r.URL.JoinPath("/").RequestURI(), http.StatusMovedPermanently) // RequestURI has no host
+	case err != nil || !info.Mode().IsRegular():
+		http.NotFound(w, r)
+	default:
+		w.Header().Set("ETag", fmt.Sprintf(`"%x-%x"`, info.ModTime().UnixNano(), info.Size()))
+		http.ServeContent(w, r, name, time.Time{}, file) // no date: it would show no edit within the same second
+	}
+}
+
+// openPublic opens a file or folder of public/, but none whose name begins with a dot.
+func openPublic(name string) (*os.File, error) {
+	if strings.Contains("/"+name, "/.") || strings.Contains(name, `\.`) { // on Windows, \ is a slash, too
+		return nil, os.ErrNotExist
+	}
+	public, err := os.OpenRoot("public") // a Root opens nothing outside, not even through .. or a symbolic link
 	if err != nil {
-		http.NotFound(w, r)
-		return
+		return nil, err
 	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		http.NotFound(w, r)
-		return
-	}
-	// Enough for 600 MB at 1 MB a second.
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Minute))
-	w.Header().Set("Cache-Control", "no-cache") // so that a reload shows an edit
-	http.ServeContent(w, r, name, info.ModTime(), file)
+	defer public.Close()
+	return public.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // O_NONBLOCK: do not wait for a pipe's writer
 }
