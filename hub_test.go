@@ -503,7 +503,9 @@ func TestNothingOutsidePublicIsServed(t *testing.T) {
 	os.Symlink("..", filepath.Join(dir, "public", "up"))
 	os.Symlink("pipe", filepath.Join(dir, "public", "pipelink"))
 	os.MkdirAll(filepath.Join(dir, "public", "piped", ".git"), 0o755)
-	os.WriteFile(filepath.Join(dir, "public", "piped", ".git", "config"), []byte("the secret"), 0o644)
+	for _, name := range []string{".env", "piped/.git/config", `piped\.git`} {
+		os.WriteFile(filepath.Join(dir, "public", name), []byte("the secret"), 0o644)
+	}
 	must(exec.Command("mkfifo", filepath.Join(dir, "public", "pipe"), filepath.Join(dir, "public", "piped", "index.html")).Output())
 	chat := startProcess(t, dir, "127.0.0.1:0")
 	request := func(method, path string) string {
@@ -541,10 +543,10 @@ func TestNothingOutsidePublicIsServed(t *testing.T) {
 
 func TestAFolderWithoutItsLastSlashRedirectsToItOnThisHost(t *testing.T) {
 	t.Chdir(t.TempDir())
-	os.MkdirAll(`public/about/team`, 0o755)
+	os.MkdirAll(`public/about/index.html`, 0o755)
 	os.MkdirAll(`public/\evil.example`, 0o755)
 	for path, location := range map[string]string{
-		"/about": "/about/", "/about?to=//evil.example&x": "/about/?to=//evil.example&x", "/about%2Fteam": "/about%2Fteam/",
+		"/about": "/about/", "/about?to=//evil.example&x": "/about/?to=//evil.example&x", "/about%2Findex.html": "/about%2Findex.html/",
 		"http://evil.example/about": "/about/", `/\evil.example`: "/%5Cevil.example/", "//about": "", "/%2Fabout": "", "/about/": "",
 		"//evil.example/..%2f": "", "//evil.example/../about": "", "http:https://evil.example": "",
 	} {
