@@ -65,7 +65,7 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-const limit = 10 * time.Second // for what takes two at most
+const limit = time.Minute // for what takes two seconds at most, on a machine that does nothing else
 
 // until waits for a condition, and fails with the state in which it stayed.
 func until(t *testing.T, what string, holds func() (ok bool, state any)) {
