@@ -224,9 +224,10 @@ type tab struct {
 const clock = `
 	const timers = new Map(), delays = [];
 	let dials = 0;
+	const retries = () => delays.map(Math.round).filter((ms) => ms < 10_000); // the others limit a dial
 	setTimeout = (fn, delay) => { timers.set(delays.push(delay), fn); return delays.length; };
 	clearTimeout = (id) => timers.delete(id);
-	const elapse = () => { for (const [id, fn] of timers) { timers.delete(id); fn(); } };
+	const elapse = () => { for (const [id, fn] of [...timers]) if (timers.delete(id)) fn(); };
 	WebSocket = class extends WebSocket { constructor(url) { super(url); dials++; } };
 	Math.random = () => 0;`
 

@@ -3,8 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -183,60 +181,6 @@ func TestASelectionInTheListIsNotScrolledAway(t *testing.T) {
 	p.says("the newest")
 	p.sees("messages.children.length", 71)
 	p.sees(newestInView, true)
-}
-
-// Firefox delays a WebSocket after failed ones. fetch is not delayed.
-func TestARetryDialsOnlyAServerThatAnswers(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := pretend(t, func(h http.Handler) *httptest.Server {
-		server := httptest.NewUnstartedServer(h)
-		server.Listener.Close()
-		server.Listener = listener
-		server.Start()
-		return server
-	})
-	p := open(t, f.URL, clock)
-	p.js(`let errors = 0; socket.on("connect_error", () => errors++)`)
-	f.greet("x").closes(1006)
-	p.status("reconnecting")
-	f.Config.Close() // nobody answers
-	p.sees("[dials, timers.size, errors]", []int{1, 1, 0})
-	p.js("elapse()")
-	p.sees("[dials, timers.size, errors, delays.length]", []int{1, 1, 1, 2})
-	p.js("elapse()")
-	p.sees("[dials, timers.size, errors, delays.length]", []int{1, 1, 2, 3})
-}
-
-func TestDisconnectAndConnectCountWhileARetryAsksForTheServer(t *testing.T) {
-	f := pretend(t, httptest.NewServer)
-	p := open(t, f.URL, clock+`
-		let answer, asked = 0;
-		fetch = (url, options) => { asked++; return new Promise((resolve) => { answer = () => resolve({}); }); };`)
-	ask := func(id string) {
-		t.Helper()
-		c := f.greet(id)
-		p.status("connected as " + id)
-		c.closes(1006)
-		p.status("reconnecting")
-		p.js("elapse()")
-	}
-	ask("a")
-	p.sees("[dials, asked]", []int{1, 1})
-	p.js("answer()")
-	ask("b") // by the answer
-	p.sees("[dials, asked]", []int{2, 2})
-	p.js("socket.disconnect(); answer()")
-	p.sees("[dials, timers.size]", []int{2, 0})
-	p.js("socket.connect()")
-	ask("c")
-	p.js("socket.connect(); answer()")
-	f.greet("d")
-	p.status("connected as d")
-	p.sees("asked", 3)
-	p.sees("[socket.id, dials, timers.size]", []any{"d", 4.0, 0.0})
 }
 
 func TestOnlyIoIsAGlobalName(t *testing.T) {

@@ -17,30 +17,37 @@ io.Socket = class Socket {
 
   #url;
   #ws = null; // the connection, open or being opened; never more than one
-  #retry = null; // the timer of the next attempt, until there is a #ws
+  #timer; // ends an attempt that takes too long, or begins the next one
   #failures = 0; // since the last success
-  #unsent = [];
+  #unsent = []; // the messages that wait for a connection, as JSON
   #handlers = new Map(); // by event name, or by one of these:
   static #incoming = Symbol("any event that comes in");
   static #outgoing = Symbol("any event that goes out");
+  static #active = new Set(); // the sockets that have not left; the others may be freed
+  static #pageLeft = false; // from pagehide until pageshow
+
+  static {
+    // The browser freezes a page that is left, to show it again on Back. Chromium
+    // would keep its WebSockets open. So close them, and connect again on Back.
+    addEventListener("pagehide", () => {
+      Socket.#pageLeft = true;
+      for (const socket of Socket.#active) if (socket.#close()) socket.#run("disconnect", "transport close");
+    });
+    addEventListener("pageshow", () => {
+      if (!Socket.#pageLeft) return; // the page has just been loaded
+      Socket.#pageLeft = false;
+      for (const socket of Socket.#active) socket.connect();
+    });
+    // A WebSocket alone takes minutes to notice that the network is gone.
+    addEventListener("offline", () => [...Socket.#active].forEach((socket) => socket.#ws && socket.#lose()));
+  }
 
   constructor(url) {
     // In a srcdoc or blob: frame, the origin is the page's, and the address is not.
-    const base = window.origin === "null" ? location.href : window.origin;
+    const base = globalThis.origin === "null" ? location.href : globalThis.origin;
     // Without a scheme or a leading slash, url is a host, as in Socket.IO.
     this.#url = new URL(/^(\w+:\/)?\//.test(url) ? url : `//${url}`, base);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
-
-    // A page in the back/forward cache is frozen, but Chromium keeps its WebSocket
-    // open. So close it, and connect again if the page comes back.
-    let comeBack = false;
-    addEventListener("pagehide", () => {
-      comeBack = this.#ws !== null || this.#retry !== null;
-      this.#leave("transport close");
-    });
-    addEventListener("pageshow", () => comeBack && this.connect());
-    // A WebSocket alone takes minutes to notice that the network is gone.
-    addEventListener("offline", () => this.#ws && this.#lose());
     this.connect();
   }
 
@@ -49,8 +56,7 @@ io.Socket = class Socket {
     return this;
   }
 
-  // off(event, handler) takes away one such handler, off(event) all handlers of
-  // the event, off() all handlers of all events.
+  // off() takes away all handlers, off(event) those of the event, off(event, handler) one.
   off(event, handler) {
     const handlers = this.#handlersOf(event);
     if (event === undefined) this.#handlers.clear();
@@ -67,36 +73,43 @@ io.Socket = class Socket {
 
   // While the socket is not connected, emit keeps the event and sends it later.
   emit(event, data, ...more) {
-    if (more.length > 0 || typeof data === "function") {
-      throw new TypeError("emit takes one value; acknowledgements are not supported: emit further values as one array or object");
+    if (more.length > 0 || ["function", "symbol"].includes(typeof data)) {
+      throw new TypeError("emit takes one value, and no symbol; acknowledgements are not supported: emit further values as one array or object");
     }
-    this.#unsent.push({ event, data, text: JSON.stringify({ event, data }) });
+    this.#unsent.push(JSON.stringify({ event, data }));
     this.#flush();
     return this;
   }
 
   connect() {
     if (this.#ws) return this;
-    this.#stopRetrying();
-    this.#ws = new WebSocket(this.#url);
-    const ws = this.#ws;
+    clearTimeout(this.#timer);
+    if (!Socket.#pageLeft) this.#dial(); // else pageshow calls connect again
+    Socket.#active.add(this); // not before #dial, which throws if the URL is not one for a WebSocket
+    return this;
+  }
+
+  disconnect() { return this.#leave("io client disconnect"); }
+
+  #dial() {
+    const url = new URL(this.#url);
+    // After failed WebSockets, Firefox delays the next one to the same host, port and
+    // path by up to a minute. Our server takes a WebSocket on any path.
+    if (url.pathname === "/") url.pathname = Math.random();
+    const ws = this.#ws = new WebSocket(url);
+    this.#timer = setTimeout(() => this.#lose(), 10_000); // stopped by "connect"
     ws.onmessage = ({ data }) => this.#receive(JSON.parse(data));
     ws.onclose = ({ code, reason }) => {
       if (code > 1001 && reason !== "") this.#run("error", reason);
       if (this.#ws !== ws) return; // an error handler has called disconnect()
-      if (code === 1000) this.#leave("io server disconnect");
+      if (code === 1000 && this.connected) this.#leave("io server disconnect");
       else this.#lose();
     };
-    return this;
-  }
-
-  disconnect() {
-    this.#leave("io client disconnect");
-    return this;
   }
 
   #receive({ event, data }) {
     if (event === "connect") {
+      clearTimeout(this.#timer);
       this.id = data.id;
       this.connected = true;
       this.#failures = 0;
@@ -108,59 +121,46 @@ io.Socket = class Socket {
   }
 
   #flush() {
-    // A WebSocket that is closing discards silently what it is told to send.
-    while (this.connected && this.#ws.readyState === WebSocket.OPEN && this.#unsent.length > 0) {
-      const { event, data, text } = this.#unsent.shift();
+    // A WebSocket that is closing discards silently what it is told to send. 1 is
+    // WebSocket.OPEN, a name that is missing where something has wrapped WebSocket.
+    while (this.connected && this.#ws.readyState === 1 && this.#unsent.length > 0) {
+      const text = this.#unsent.shift();
       this.#ws.send(text);
+      const { event, data } = JSON.parse(text); // the caller may have changed its data since
       this.#run(Socket.#outgoing, event, data);
     }
   }
 
   // The connection was lost, or could not be made: try again.
   #lose() {
-    const made = this.connected;
-    // After 1, 2, 4, then 5 seconds, each shortened by up to half, so that a
-    // restarted server does not get all its pages back at once.
+    const wasConnected = this.#close();
+    // After 1, 2, 4, then 5 seconds, each shortened by up to half: else all pages would come at once.
     const seconds = Math.min(2 ** this.#failures++, 5) * (1 - Math.random() / 2);
-    this.#stopRetrying();
-    this.#retry = setTimeout(() => this.#connectIfServed(), seconds * 1000);
-    this.#drop("transport close");
-    if (!made) this.#run("connect_error", new Error("the server cannot be reached"));
-  }
-
-  // After failed WebSockets, Firefox delays the next one by up to a minute. It does
-  // not delay fetch, so let fetch find out whether the server is there.
-  async #connectIfServed() {
-    const retry = this.#retry;
-    const options = { method: "HEAD", mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(5000) };
-    const served = await fetch(this.#url.href.replace("ws", "http"), options).catch(() => null);
-    if (this.#retry !== retry) return; // connect() or disconnect() was called meanwhile
-    if (served) this.connect();
-    else this.#lose();
+    this.#timer = setTimeout(() => this.connect(), seconds * 1000);
+    if (wasConnected) this.#run("disconnect", "transport close");
+    else this.#run("connect_error", new Error("the server cannot be reached"));
   }
 
   // The connection was ended on purpose: only connect() makes a new one.
   #leave(reason) {
-    this.#stopRetrying();
-    this.#drop(reason);
+    Socket.#active.delete(this);
+    this.#failures = 0;
+    if (this.#close()) this.#run("disconnect", reason);
+    return this;
   }
 
-  #stopRetrying() {
-    clearTimeout(this.#retry);
-    this.#retry = null;
-  }
-
-  #drop(reason) {
-    const ws = this.#ws;
+  // Closes the connection, if there is one, and says whether it had been made.
+  #close() {
     const wasConnected = this.connected;
+    clearTimeout(this.#timer);
+    if (this.#ws) {
+      this.#ws.onmessage = this.#ws.onclose = null;
+      this.#ws.close(1000);
+    }
     this.#ws = null;
     this.id = undefined;
     this.connected = false;
-    if (ws) {
-      ws.onmessage = ws.onclose = null;
-      ws.close(1000);
-    }
-    if (wasConnected) this.#run("disconnect", reason);
+    return wasConnected;
   }
 
   #handlersOf(event) { return this.#handlers.get(event) ?? []; }
