@@ -23,7 +23,7 @@ io.Socket = class Socket {
   #handlers = new Map(); // by event name, or by one of these:
   static #incoming = Symbol("any event that comes in");
   static #outgoing = Symbol("any event that goes out");
-  static #active = new Set(); // the sockets that have not left; the others may be freed
+  static #active = new Set(); // all sockets but those that have left: those can be freed
   static #pageLeft = false; // from pagehide until pageshow
 
   static {
@@ -38,7 +38,8 @@ io.Socket = class Socket {
       Socket.#pageLeft = false;
       for (const socket of Socket.#active) socket.connect();
     });
-    // A WebSocket alone takes minutes to notice that the network is gone.
+    // A WebSocket alone takes minutes to notice that the network is gone. The loop is
+    // over a copy: a handler may disconnect and connect, and so come into the set anew.
     addEventListener("offline", () => [...Socket.#active].forEach((socket) => socket.#ws && socket.#lose()));
   }
 
@@ -61,9 +62,7 @@ io.Socket = class Socket {
     const handlers = this.#handlersOf(event);
     if (event === undefined) this.#handlers.clear();
     else if (handler === undefined) this.#handlers.delete(event);
-    else if (handlers.includes(handler)) {
-      this.#handlers.set(event, handlers.toSpliced(handlers.indexOf(handler), 1));
-    }
+    else this.#handlers.set(event, handlers.filter((_, n) => n !== handlers.indexOf(handler)));
     return this;
   }
 
@@ -96,7 +95,8 @@ io.Socket = class Socket {
     // After failed WebSockets, Firefox delays the next one to the same host, port and
     // path by up to a minute. Our server takes a WebSocket on any path.
     if (url.pathname === "/") url.pathname = Math.random();
-    const ws = this.#ws = new WebSocket(url);
+    const ws = new WebSocket(url);
+    this.#ws = ws;
     this.#timer = setTimeout(() => this.#lose(), 10_000); // stopped by "connect"
     ws.onmessage = ({ data }) => this.#receive(JSON.parse(data));
     ws.onclose = ({ code, reason }) => {
