@@ -88,7 +88,8 @@ func TestAConnectionThatIsNotMadeInTenSecondsIsTriedAgain(t *testing.T) {
 	f := pretend(t, httptest.NewServer)
 	p := open(t, f.URL, clock)
 	p.js(fmt.Sprintf(`
-		let errors = 0, muteErrors = 0;
+		let errors = 0, muteErrors = 0, faults = 0;
+		addEventListener("error", (ev) => { faults++; ev.preventDefault(); });
 		socket.on("connect_error", (e) => { errors += e instanceof Error; });
 		const other = io(%q).on("connect_error", () => muteErrors++)`, mute.Addr()))
 	c := f.accept() // answers 101, but never says "connect"
@@ -98,6 +99,8 @@ func TestAConnectionThatIsNotMadeInTenSecondsIsTriedAgain(t *testing.T) {
 	}
 	defer unanswered.Close()
 	p.sees("[delays, errors, muteErrors]", []any{[]any{10000.0, 10000.0}, 0.0, 0.0})
+	c.says(`{"event":"connect"}`) // without an id, this is none
+	p.sees("faults", 1)
 	p.js("elapse()")
 	p.sees("[errors, muteErrors, timers.size]", []int{1, 1, 2})
 	p.status("cannot reach the server, trying again")

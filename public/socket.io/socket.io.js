@@ -109,9 +109,9 @@ io.Socket = class Socket {
 
   #receive({ event, data }) {
     if (event === "connect") {
-      clearTimeout(this.#timer);
       this.id = data.id;
       this.connected = true;
+      clearTimeout(this.#timer);
       this.#failures = 0;
     }
     this.#run(Socket.#incoming, event, data);
@@ -134,7 +134,7 @@ io.Socket = class Socket {
   // The connection was lost, or could not be made: try again.
   #lose() {
     const wasConnected = this.#close();
-    // After 1, 2, 4, then 5 seconds, each shortened by up to half: else all pages would come at once.
+    // After 1, 2, 4, then 5 seconds, each shortened by up to half so that not all pages come at once.
     const seconds = Math.min(2 ** this.#failures++, 5) * (1 - Math.random() / 2);
     this.#timer = setTimeout(() => this.connect(), seconds * 1000);
     if (wasConnected) this.#run("disconnect", "transport close");
