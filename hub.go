@@ -1,21 +1,22 @@
-// This file is the machine behind the tutorial's io and socket.
+// This file is the machine behind the tutorial's io and socket. An event travels in a message: a JSON object,
+// {"event": …, "data": …}. The WebSocket protocol, RFC 6455, sends a message as one or more frames.
 //
-// An event travels in a message: a JSON object, {"event": …, "data": …}. (Socket.IO's own wire
-// format is another.) The WebSocket protocol, RFC 6455, sends a message as one or more frames.
-// golang.org/x/net/websocket, x/net for short, does the handshake, reads the headers of frames, and
-// takes off their masks. It does not join frames, check the protocol's rules, ping, or close as the
-// protocol asks. This file does.
+//	client → frames → reader → handler → Emit → each socket's queue → writer → frames → client
 //
-//	client → frames → reader → route → handler → Hub.Emit → each socket's queue → writer → client
+// Each socket has two goroutines. The reader reads the client's frames and runs the handlers. The writer sends what is
+// in the socket's queue. Without the queue, a client that stopped reading would stop every Emit, and so everybody.
 //
-// The reader is a goroutine of each socket: it reads the client's frames and runs the handlers.
-// What goes to the client waits in the socket's queue, as encoded frames. The writer is a second
-// goroutine: it sends the queue in batches, and ends when the queue is empty. A batch is many
-// frames in one system call, because the call costs more than the frames.
+// One decision shapes the file: senders wait for slow clients, but not for long. A hub that never waits loses
+// messages, or keeps them without limit. A hub that waits without limit stands still with its first stuck client.
 //
-// One decision shapes the file: senders wait for slow clients, but not for long. While too much
-// is queued for a client, Hub.Emit waits. A client that then takes longer than hurryWait for a
-// batch is dropped.
+//	Part 1: the tutorial's words
+//	Part 2: the handshake, and the life of a socket
+//	Part 3: a message goes out
+//	Part 4: the end of a socket
+//	Part 5: a message comes in
+//
+// golang.org/x/net/websocket, x/net for short, answers the handshake. After that it only reads frames: it does not
+// join them to messages, check the protocol's rules, ping, or close as the protocol asks.
 package main
 
 import (
@@ -36,39 +37,25 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/net/websocket"
 )
 
-const (
-	maxMessageSize = 64 << 10  // bytes; a client that sends a longer message gets close code 1009
-	maxQueue       = 2 << 20   // bytes; while more are queued for a client, its senders wait
-	frameCost      = 64        // bytes; added to the size of each queued frame, so that tiny frames count
-	maxIdleQueue   = 2048      // frames; when an empty queue has room for more, its memory is freed
-	maxBatch       = 256 << 10 // bytes; a batch of this size gets no further frame
-	sendBuffer     = 128 << 10 // bytes; the kernel's buffer for a client, which could grow to megabytes
-
-	handshakeWait = 3 * time.Second        // the limit for sending the handshake's answer
-	pingPeriod    = 25 * time.Second       // a client silent for so long is pinged; in 25 s more it is dropped
-	batchWait     = 20 * time.Second       // the limit for a batch while no sender waits: Wi-Fi may come back
-	hurryWait     = 900 * time.Millisecond // the limit for a batch while a sender waits for it
-	closeWait     = 3 * time.Second        // the limit for the closing handshake, and for what is queued
-)
-
 // Part 1: the tutorial's words. A learner may stop after this part.
 
-// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit.
+// A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit and Close.
 type Hub struct {
 	onConnection func(*Socket) // the handler of "connection"; set before serving, then only read
-
-	mu         sync.Mutex         // guards the fields below
+	// One Emit or Broadcast at a time, until its wait is over. It adds to the queues first, and waits afterwards: without
+	// emitting, each of a thousand senders could add one more message to a queue that is full.
+	emitting sync.Mutex
+	// mu guards the fields below. Nobody holds it while he waits for a client: so others can join and leave.
+	mu         sync.Mutex
 	sockets    map[string]*Socket // by ID; a socket is in it from join to leave
-	socketLeft *sync.Cond         // on mu; wakes Close when a socket has left
-
-	ending atomic.Pointer[ending] // why all sockets end; nil until Close sets it
+	ending     *ending            // why all sockets end (part 4); nil until Close sets it
+	socketLeft *sync.Cond         // uses mu; Close waits for it, and leave wakes Close
 }
 
 // NewHub returns a hub without sockets.
@@ -78,8 +65,8 @@ func NewHub() *Hub {
 	return h
 }
 
-// On sets the handler of "connection", a hub's only event; On panics for another. The handler runs
-// once for each new socket, before that socket's own handlers. Call On before serving.
+// On sets the handler of "connection", a hub's only event; On panics for another. The handler runs once for each
+// new socket, before that socket's own handlers. A second On replaces it. Call On before serving.
 func (h *Hub) On(event string, handle func(*Socket)) {
 	if event != "connection" {
 		panic("a hub has no event " + event)
@@ -87,77 +74,57 @@ func (h *Hub) On(event string, handle func(*Socket)) {
 	h.onConnection = handle
 }
 
-// Emit sends an event to every socket: all sockets get all events in one order. It may wait for
-// clients that read slowly. It fails if the event is reserved or data cannot be encoded as JSON.
+// Emit sends an event to every socket. All sockets get all events in one order. Emit may wait for clients that
+// read slowly. It fails if the event is reserved, or if data cannot be encoded as JSON.
 func (h *Hub) Emit(event string, data any) error { return h.emit(event, data, nil) }
 
-// emit sends an event to every socket but one, which may be nil.
+// emit sends an event to every socket but one; to all, if except is nil.
 func (h *Hub) emit(event string, data any, except *Socket) error {
 	encoded, err := encodeEvent(event, data)
 	if err != nil {
 		return err
 	}
-	// When push waits for a slow client, all other Emits wait here.
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.ending.Load() != nil {
-		return nil // the hub closes
-	}
+	h.emitting.Lock()
+	defer h.emitting.Unlock()
+	var full []*Socket
+	h.mu.Lock() // so that a socket that joins gets all of an event or nothing; unlocked before the wait
 	for _, s := range h.sockets {
-		if s != except {
-			s.push(encoded) // to all under one lock: in one order for all
+		if s != except && s.enqueue(encoded) > maxQueue {
+			full = append(full, s)
 		}
+	}
+	h.mu.Unlock()
+	for _, s := range full {
+		s.mu.Lock()
+		s.waitForRoomLocked() // so that the next Emit finds room in every queue
+		s.mu.Unlock()
 	}
 	return nil
 }
 
-// Close ends every socket with close code 1001, after what is queued for it. It returns when all
-// have ended. First it may wait for an Emit, about hurryWait; then all sockets have closeWait together.
-// No handler may call it: Close would wait for the handler's own socket.
-func (h *Hub) Close() {
-	why := newEnding(1001, "server shutting down")
-	h.ending.Store(why) // before Lock, so that the Emits that wait for mu give up
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, s := range h.sockets {
-		s.startClosing(why)
-	}
-	for len(h.sockets) > 0 {
-		h.socketLeft.Wait() // releases mu while it waits
-	}
-}
-
-// A Socket is the server's end of a client's connection. Any goroutine may call its methods but On.
+// A Socket is the server's end of a client's connection. Any goroutine may call Emit, Broadcast, Disconnect.
 type Socket struct {
-	ID       string // unguessable and unique; the client has the same
+	ID       string // unguessable and unique; the client has the same; must not be changed
 	hub      *Hub
 	handlers map[string][]Handler // by event; only the reader uses them
-
-	conn  net.Conn        // the TCP connection; the reader reads it, the writer writes it
-	input *bufio.Reader   // reads conn; only the reader uses it
-	ws    *websocket.Conn // x/net, which takes frames from input; only the reader uses it
-
-	// mu guards the fields below; the caller of a method named …Locked holds it. A goroutine that needs
-	// hub.mu, too, locks hub.mu first. If another locked s.mu first, each could wait for the other for ever.
-	mu sync.Mutex
-	// Part 3: the end.
-	ending     *ending     // why the socket ends; nil until it does
-	closeTimer *time.Timer // closes conn when closeWait is over; set together with ending
-	// Part 4: the queue and the writer.
-	queue       [][]byte   // encoded frames that wait for the writer; many queues share one event's bytes
-	queuedBytes int        // the size of queue, with frameCost for each frame
-	writing     bool       // the writer runs
-	batchBegan  time.Time  // when the writer began its last batch
-	progress    *sync.Cond // on mu; wakes push and finishClosing, to check again what they wait for
+	conn     net.Conn             // the TCP connection; the reader reads it, the writer writes it
+	// mu guards the fields below. Lock order: hub.mu first, then mu, as in emit, join and Close. Nobody locks hub.mu
+	// while he holds mu: else he could wait for emit, which holds hub.mu, while emit waits for his mu.
+	mu          sync.Mutex
+	queue       [][]byte       // encoded frames; an event's bytes exist once, and are in many queues
+	queuedBytes int            // the size of queue, with frameCost for each frame
+	room        *sync.Cond     // uses mu; senders wait for it while queue is full
+	writing     bool           // the writer runs
+	writerDone  sync.WaitGroup // finishClosing waits here until no writer runs
+	ending      *ending        // why the socket ends (part 4); nil until it does, then never changed
 }
 
-// A Handler gets an event's data as JSON, or nil if the client sent none. If it returns an error,
-// the event's later handlers do not run, and the client gets the text as an "error" event.
+// A Handler gets an event's data as JSON, or nil if the client sent none. The client gets its error as an "error" event.
 type Handler func(data json.RawMessage) error
 
-// On adds a handler for an event, or for "disconnect", which comes once, with the reason as its
-// data. A socket's handlers run one at a time, in the order in which the client sent the events.
-// Call On only in a handler of "connection" or of this socket.
+// On adds a handler for an event of the client, or for "disconnect", which comes once, with the reason as its
+// data. ("connect", "connection" and "error" never come.) A socket's handlers run one at a time, in the order in
+// which the client sent the events. Call On only in a handler of "connection" or of this socket.
 func (s *Socket) On(event string, handle Handler) {
 	s.handlers[event] = append(s.handlers[event], handle)
 }
@@ -166,7 +133,10 @@ func (s *Socket) On(event string, handle Handler) {
 func (s *Socket) Emit(event string, data any) error {
 	encoded, err := encodeEvent(event, data)
 	if err == nil {
-		s.push(encoded)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.waitForRoomLocked()
+		s.enqueueLocked(encoded)
 	}
 	return err
 }
@@ -177,75 +147,32 @@ func (s *Socket) Broadcast(event string, data any) error { return s.hub.emit(eve
 // Disconnect ends the socket with close code 1000, after what is queued for it. It does not wait.
 func (s *Socket) Disconnect() { s.startClosing(newEnding(1000, "server disconnect")) }
 
-// route runs the handlers of a message's event. It returns the error that the client has to get.
-func (s *Socket) route(text []byte) error {
-	var message struct {
-		Event string          `json:"event"`
-		Data  json.RawMessage `json:"data"`
-	}
-	if s.isClosing() {
-		return nil // the client sent this before it got our close frame
-	}
-	if err := json.Unmarshal(text, &message); err != nil || message.Event == "" {
-		return errors.New(`a message must be a JSON object with an "event"`)
-	}
-	if slices.Contains(reservedEvents, message.Event) || message.Event == "error" {
-		return fmt.Errorf("event %q is reserved for the server", message.Event)
-	}
-	if s.handlers[message.Event] == nil {
-		return fmt.Errorf("the server has no handler for event %.40q", message.Event)
-	}
-	return s.run(message.Event, message.Data)
-}
-
-// Neither clients nor handlers may send these. Handlers may send "error".
-var reservedEvents = []string{"connect", "connection", "disconnect"}
-
-// run runs an event's handlers. If one panics, run logs the panic and ends this socket alone.
-func (s *Socket) run(event string, data json.RawMessage) error {
-	defer func() {
-		if bug := recover(); bug != nil {
-			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
-			s.startClosing(newEnding(1011, "a handler panicked"))
-		}
-	}()
-	for _, handle := range s.handlers[event] {
-		if err := handle(data); err != nil {
-			return fmt.Errorf("event %q: %w", event, err)
-		}
-	}
-	return nil
-}
-
-// Part 2: the handshake. An HTTP request becomes a socket.
+// Part 2: the handshake, and the life of a socket.
+const handshakeWait = 3 * time.Second // the limit for sending the handshake's answer
 
 // ServeHTTP accepts a WebSocket handshake. It returns when the socket has ended.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn, buffers, err := http.NewResponseController(w).Hijack() // net/http leaves the connection to us
+	// From here on the TCP connection is ours, as after Node's "upgrade" event.
+	conn, buffers, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, "this connection cannot become a WebSocket", http.StatusInternalServerError)
 		return
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		tcp.SetWriteBuffer(sendBuffer)
-	}
 	conn.SetWriteDeadline(time.Now().Add(handshakeWait))
-	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}, conn: conn, input: buffers.Reader}
-	s.progress = sync.NewCond(&s.mu)
-
-	// Clients may send several tokens, on several lines. x/net expects one Upgrade token, and looks
-	// at the first Connection line alone. So it gets just what it looks for.
-	r.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
-	r.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
-	// x/net writes only the handshake's answer; our writer sends all frames. So a small buffer is enough
-	// for x/net, and saves 4 KB for each socket.
-	buffers.Writer = bufio.NewWriterSize(conn, 256)
-	server := websocket.Server{Handshake: checkOrigin, Handler: s.serve}
-	server.ServeHTTP(hijacked{w, conn, buffers}, r) // x/net hijacks, too: it gets what we have taken
+	s := &Socket{ID: rand.Text(), hub: h, handlers: map[string][]Handler{}, conn: conn}
+	s.room = sync.NewCond(&s.mu)
+	// x/net gets a copy of the request with the headers that it expects. A client may send several tokens, as in
+	// "Upgrade: h2c, websocket"; x/net expects one. It would accept a subprotocol, of which we have none.
+	request := r.Clone(r.Context())
+	request.Header.Set("Upgrade", findToken(r.Header["Upgrade"], "websocket"))
+	request.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
+	request.Header.Del("Sec-Websocket-Protocol")
+	buffers.Writer = bufio.NewWriterSize(conn, 256) // to save memory: x/net would keep 4 KB for its short answer
+	websocket.Server{Handshake: checkOrigin, Handler: s.serve}.ServeHTTP(hijacked{w, conn, buffers}, request)
 }
 
-// hijacked hands a connection on to x/net. x/net takes it over by calling Hijack, and shows it to
-// nobody. We need it, too, for deadlines and batches: so Hub.ServeHTTP takes it over first.
+// hijacked is a ResponseWriter for x/net. x/net calls Hijack to get the connection, and cannot give it to us. We need
+// it, to write batches and for CloseWrite. So we call Hijack first, and this Hijack returns the same.
 type hijacked struct {
 	http.ResponseWriter
 	conn    net.Conn
@@ -254,8 +181,7 @@ type hijacked struct {
 
 func (h hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) { return h.conn, h.buffers, nil }
 
-// findToken returns token if a header's list has it, as in "Connection: keep-alive, Upgrade", or
-// else "". Letter case does not count. Several lines make one list (RFC 9110, section 5.3).
+// findToken returns token if a header's list has it, or else "". Several lines make one list (RFC 9110, section 5.3).
 func findToken(lines []string, token string) string {
 	for part := range strings.SplitSeq(strings.Join(lines, ","), ",") {
 		if strings.EqualFold(strings.TrimSpace(part), token) {
@@ -265,13 +191,9 @@ func findToken(lines []string, token string) string {
 	return ""
 }
 
-// checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any
-// page dial any server, and leaves this check to the server (RFC 6455, section 10.2).
+// checkOrigin refuses pages of other sites; x/net answers its error with 403. A browser lets any page dial any
+// server, and leaves this check to the server (RFC 6455, section 10.2).
 func checkOrigin(config *websocket.Config, r *http.Request) error {
-	// A client may propose subprotocols, names of message formats. We have none, and ignore them. x/net
-	// calls this function before it answers. If we left the list, it would accept a single proposal,
-	// and refuse a client with two.
-	config.Protocol = nil
 	origin, err := websocket.Origin(config, r)
 	if err == nil && (origin == nil || strings.EqualFold(origin.Host, r.Host)) {
 		return nil // origin is nil if the client is no browser
@@ -281,49 +203,54 @@ func checkOrigin(config *websocket.Config, r *http.Request) error {
 	return websocket.ErrBadWebSocketOrigin
 }
 
-// Part 3: the life of a socket.
-
-// An ending is why a socket ends.
-type ending struct {
-	reason     string // in words, for the "disconnect" handlers
-	closeFrame []byte // tells the client; nil if there is no client to tell
-}
-
-var connectionLost = &ending{reason: "connection lost"}
-
-// newEnding returns an ending whose close frame has a code of RFC 6455, section 7.4, and the reason.
-func newEnding(code uint16, reason string) *ending {
-	payload := binary.BigEndian.AppendUint16(nil, code) // the code's two bytes, then the reason
-	payload = append(payload, reason...)
-	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
-}
-
-// serve is a socket's life. x/net calls it after the handshake, in a goroutine for each connection:
-// this is the reader. When serve returns, x/net closes the connection.
+// serve is a socket's life. It runs in the goroutine that net/http has for the connection: this is the reader.
+// When serve returns, x/net closes the connection.
 func (s *Socket) serve(ws *websocket.Conn) {
-	s.ws = ws
+	ws.Request().Header = nil // to save memory: x/net keeps its request as long as the socket lives
 	s.hub.join(s)
 	defer s.hub.leave(s)
-	// The hub's handler runs as a handler of the socket. So run recovers its panics, too.
-	s.On("connection", func(json.RawMessage) error { s.hub.onConnection(s); return nil })
-	s.run("connection", nil)
-	why := s.readMessages()   // until the client closes, breaks a rule, or is lost
-	why = s.startClosing(why) // if the socket ends already, as after Disconnect, that ending counts
-	reason, _ := json.Marshal(why.reason)
-	s.run("disconnect", reason)
+	s.protect(func() error { s.hub.onConnection(s); return nil })
+	why := s.readMessages(ws)                  // until the client closes, breaks a rule, or is lost
+	s.startClosing(why)                        // has no effect if the socket ends already, as after Disconnect
+	reason, _ := json.Marshal(s.ending.reason) // needs no lock: ending is set, and does not change
+	if err := s.run("disconnect", reason); err != nil {
+		log.Printf("socket %s: %v", s.ID, err)
+	}
 	s.finishClosing()
 }
 
-// join adds s to the hub. It queues "connect" under the hub's lock: so "connect" comes first, and s
-// misses no event after it. (encodeEvent would refuse "connect".)
+// run calls all handlers of an event, also if one fails. It returns their errors, joined.
+func (s *Socket) run(event string, data json.RawMessage) (errs error) {
+	for _, handle := range s.handlers[event] {
+		if err := s.protect(func() error { return handle(data) }); err != nil {
+			errs = errors.Join(errs, fmt.Errorf("event %q: %w", event, err))
+		}
+	}
+	return errs
+}
+
+// protect calls f. If f panics, protect logs the panic, ends this socket, and returns nil. Without protect, net/http
+// would cut the connection without a close frame.
+func (s *Socket) protect(f func() error) error {
+	defer func() {
+		if bug := recover(); bug != nil {
+			log.Printf("a handler of socket %s panicked: %v\n%s", s.ID, bug, debug.Stack())
+			s.startClosing(newEnding(1011, "a handler panicked"))
+		}
+	}()
+	return f()
+}
+
+// join adds s to the hub. It holds hub.mu from before "connect" is queued until s is in the map: so "connect"
+// comes first, and a client that has got it misses no event.
 func (h *Hub) join(s *Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	connect := fmt.Appendf(nil, `{"event":"connect","data":{"id":%q}}`, s.ID)
-	s.push(encodeFrame(websocket.TextFrame, connect))
+	connect := fmt.Appendf(nil, `{"event":"connect","data":{"id":%q}}`, s.ID) // encodeEvent would refuse "connect"
+	s.enqueue(encodeFrame(websocket.TextFrame, connect))
 	h.sockets[s.ID] = s
-	if why := h.ending.Load(); why != nil {
-		s.startClosing(why)
+	if h.ending != nil { // Close was called before s came
+		s.startClosing(h.ending)
 	}
 }
 
@@ -334,103 +261,125 @@ func (h *Hub) leave(s *Socket) {
 	h.socketLeft.Broadcast()
 }
 
-// startClosing starts the closing handshake (RFC 6455, section 7.1.2): each side sends a close frame,
-// then TCP closes. startClosing queues ours. The reader reads on until the client's comes. All of it
-// has closeWait. startClosing returns the ending that counts: the first.
-func (s *Socket) startClosing(why *ending) *ending {
+// Part 3: a message goes out. It travels in a frame (RFC 6455, section 5.2): a header and a payload.
+//
+//	byte 0   0x80 FIN: the frame ends its message; 0x70 reserved bits; 0x0f the opcode
+//	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the payload's
+//	         length: 0 to 125 is the length itself, 126 means the next 2 bytes, 127 the next 8
+//	then     those 2 or 8 bytes; the mask's 4 bytes, XORed over the payload; the payload
+//
+// The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are reserved. Frames from
+// 8 on are control frames. They may come between the frames of a message. A client chooses a random mask for each
+// frame: else a hostile page could send bytes that a proxy takes for an HTTP request.
+
+// encodeFrame encodes a frame as servers send it: whole, and without a mask.
+func encodeFrame(opcode byte, payload []byte) []byte {
+	encoded := append(make([]byte, 0, 10+len(payload)), 0x80|opcode) // with room for the longest header
+	length := len(payload)
+	switch {
+	case length <= 125:
+		encoded = append(encoded, byte(length))
+	case length <= 0xffff:
+		encoded = binary.BigEndian.AppendUint16(append(encoded, 126), uint16(length))
+	default:
+		encoded = binary.BigEndian.AppendUint64(append(encoded, 127), uint64(length))
+	}
+	return append(encoded, payload...)
+}
+
+// encodeEvent encodes an event as a frame: once for each event, not once for each socket.
+func encodeEvent(event string, data any) ([]byte, error) {
+	if slices.Contains(reservedEvents, event) {
+		return nil, fmt.Errorf("event %q is reserved", event)
+	}
+	message := struct {
+		Event string `json:"event"`
+		Data  any    `json:"data"`
+	}{event, data}
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false) // or < becomes \u003c, six bytes; JSON.parse gives the same text
+	if err := encoder.Encode(message); err != nil {
+		return nil, err
+	}
+	return encodeFrame(websocket.TextFrame, bytes.TrimSpace(text.Bytes())), nil // Encode adds a newline
+}
+
+var reservedEvents = []string{"connect", "connection", "disconnect"} // not "error": handlers may send it
+
+// A frame then goes through the socket's queue:
+//
+//	enqueue → queue → nextBatch → batch → send → the kernel's buffer → client
+//
+// When a client stops reading, this fills from the right. First the kernel's buffer is full: send waits, for
+// batchWait at most from the batch's beginning. Then the queue is full: Emit waits, and send for hurryWait at most.
+// Then the client is dropped. Each socket has its own writer: so fifty stuck clients cost 1.2 s once, not fifty times.
+const (
+	maxQueue     = 2 << 20                 // bytes; while more are queued for a client, its senders wait
+	frameCost    = 64                      // bytes; counted for each frame, because an empty frame takes memory, too
+	maxBatch     = 80 << 10                // bytes; a batch of this size gets no further frame
+	maxIdleQueue = 2048                    // frames; an empty queue with room for more gives its memory back
+	batchWait    = 20 * time.Second        // the limit for a batch while nobody waits: Wi-Fi may come back
+	hurryWait    = 1200 * time.Millisecond // the limit for a batch while the queue is full
+	tryWait      = 100 * time.Millisecond  // the limit for one Write; see send
+	answerPause  = 100 * time.Millisecond  // see answer
+)
+
+// enqueue adds a frame to the queue, and starts the writer if it does not run. So a queue that is not empty has a
+// writer. enqueue does not wait. It returns the size of the queue.
+func (s *Socket) enqueue(encoded []byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.enqueueLocked(encoded)
+}
+
+// A method named …Locked is for a caller that has locked mu.
+func (s *Socket) enqueueLocked(encoded []byte) int {
 	if s.ending != nil {
-		return s.ending
-	}
-	if why.closeFrame != nil {
-		s.appendLocked(why.closeFrame)
-	}
-	s.ending = why                  // from here on nothing is queued: so the close frame is the last
-	s.conn.SetDeadline(time.Time{}) // none: it may be too short; closeTimer is the limit now
-	s.closeTimer = time.AfterFunc(closeWait, func() { s.conn.Close() })
-	s.progress.Broadcast() // nobody needs to wait in push any more
-	return why
-}
-
-func (s *Socket) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ending != nil
-}
-
-// finishClosing waits until all is written and the client has closed TCP. When closeTimer closes the
-// connection, reading ends and each Write fails: so both waits end.
-func (s *Socket) finishClosing() {
-	// We read on for two reasons. A client may read nothing until all its own frames are sent: if we
-	// read none, both would wait. And TCP, closed with input unread, may drop what we have sent.
-	clientClosed := make(chan struct{})
-	go func() {
-		io.Copy(io.Discard, s.conn)
-		close(clientClosed)
-	}()
-	s.mu.Lock()
-	for s.writing {
-		s.progress.Wait()
-	}
-	s.mu.Unlock()
-	if tcp, ok := s.conn.(*net.TCPConn); ok {
-		tcp.CloseWrite() // ends only our direction; the client sees it, and ends the other
-	}
-	<-clientClosed
-	s.closeTimer.Stop()
-}
-
-// Part 4: the queue and the writer. A message goes out.
-
-// push queues an encoded frame for the client. While more than maxQueue is queued, it waits: the
-// writer makes room with each batch that it begins.
-func (s *Socket) push(encoded []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.queuedBytes > maxQueue && s.ending == nil {
-		s.hurryLocked() // each time: the writer may have begun a new batch, which has batchWait
-		s.progress.Wait()
-	}
-	s.appendLocked(encoded)
-}
-
-// hurryLocked gives the batch that is being written only hurryWait from its beginning, in place of
-// batchWait. When that time is over, even a Write that is running fails, and the client is dropped. Of
-// fifty stuck clients, the first costs Emit hurryWait; the batches of the others are as old by then.
-func (s *Socket) hurryLocked() {
-	s.conn.SetWriteDeadline(s.batchBegan.Add(hurryWait))
-}
-
-// appendLocked queues a frame, and starts the writer if it does not run.
-func (s *Socket) appendLocked(encoded []byte) {
-	if s.ending != nil {
-		return
+		return 0 // the close frame was the last, and nobody needs to wait
 	}
 	s.queue = append(s.queue, encoded)
 	s.queuedBytes += len(encoded) + frameCost
 	if !s.writing {
 		s.writing = true
+		s.writerDone.Add(1)
 		go s.write()
+	}
+	return s.queuedBytes
+}
+
+// waitForRoomLocked waits while the queue is full. Two can wake it: the writer, when it has taken a batch from the
+// queue, and the end of the socket. One of them comes soon, because a batch has only hurryWait now.
+func (s *Socket) waitForRoomLocked() {
+	for s.queuedBytes > maxQueue && s.ending == nil {
+		s.room.Wait() // unlocks mu while it waits
 	}
 }
 
-// write is the writer.
+// answer queues what this client alone has asked for: a pong or an "error". A client may ask for many and read none. If
+// they filled its queue, all senders would wait for it. So while the queue is more than half full, the reader takes only
+// ten such messages a second. In 20 s, after which send drops a client that reads nothing, these cannot fill the rest.
+func (s *Socket) answer(encoded []byte) {
+	if s.enqueue(encoded) > maxQueue/2 {
+		time.Sleep(answerPause)
+	}
+}
+
+// write is the writer. It sends batches until the queue is empty, and then ends. Most sockets are silent most of
+// the time, and a goroutine that waits would take some kilobytes for each of them.
 func (s *Socket) write() {
-	runtime.Gosched() // lets others run first: they may queue more frames for the first batch
+	defer s.writerDone.Done()
+	runtime.Gosched() // only for speed: others may queue more frames for the first batch
 	batch := batchBuffers.Get().(*bytes.Buffer)
 	for s.nextBatch(batch) {
-		if _, err := s.conn.Write(batch.Bytes()); err != nil {
-			// The client is too slow, or gone. Now the reader fails, too, and ends the socket. This
-			// loop goes on, and each Write fails at once: so the queue is soon empty, and nobody who
-			// waits for room in it, or for the writer to end, waits for ever.
-			s.conn.Close()
-		}
+		s.send(batch.Bytes())
 	}
 	batchBuffers.Put(batch)
 }
 
-// nextBatch moves frames from the queue into batch. If it returns false, the writer has to end.
+var batchBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }} // shared by all writers; only for speed
+
+// nextBatch moves frames from the queue into batch. It returns false if there are none: then the writer ends.
 func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -442,187 +391,249 @@ func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
 	}
 	s.queue = slices.Delete(s.queue, 0, count)
 	s.queuedBytes -= batch.Len() + count*frameCost
+	s.room.Broadcast()
 	if count == 0 && cap(s.queue) > maxIdleQueue {
-		s.queue = nil // frees the memory of a long queue
+		s.queue = nil
 	}
-	s.writing = count > 0
-	s.batchBegan = time.Now()
-	s.conn.SetWriteDeadline(s.batchBegan.Add(batchWait))
-	s.progress.Broadcast()
+	s.writing = count > 0 // under the same lock: so the next frame that is queued starts a new writer
 	return s.writing
 }
 
-var batchBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }} // memory for the next batches
-
-// Part 5: the wire. A frame (RFC 6455, section 5.2) has a header and a payload:
-//
-//	byte 0   0x80 FIN: the frame ends its message; 0x70 reserved bits; 0x0f the opcode
-//	byte 1   0x80 the frame has a mask, as every frame from a client must; 0x7f the payload's
-//	         length: 0 to 125 is the length itself, 126 means the next 2 bytes, 127 the next 8
-//	then     those 2 or 8 bytes; the mask's 4 bytes, XORed over the payload; the payload
-//
-// The opcode is 0 continuation, 1 text, 2 binary, 8 close, 9 ping or 10 pong; all others are
-// reserved. Frames from 8 on are control frames. They may come between the frames of a message.
-
-// A frame is what readFrame returns.
-type frame struct {
-	fin     bool
-	opcode  byte
-	payload []byte // without the mask
+// send writes a batch: many frames in one system call, which costs more than they do. It drops a client that is too
+// slow. When the kernel's buffer is full, a Write waits, and the kernel wakes it only when a third of the buffer is
+// free. That may be a megabyte, for which a healthy client may need more than hurryWait. But a new Write uses at
+// once what room there is. So send ends each Write after tryWait, and begins the next.
+func (s *Socket) send(batch []byte) {
+	for waited := tryWait; ; waited += tryWait {
+		s.conn.SetWriteDeadline(time.Now().Add(tryWait))
+		n, err := s.conn.Write(batch)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return // all is written, or the client is gone: then the reader ends the socket
+		}
+		batch = batch[n:]
+		s.mu.Lock()
+		limit := batchWait
+		if s.ending != nil {
+			limit = closeWait - 2*tryWait // before startClosing's timer: after its Close, the kernel would send on
+		} else if s.queuedBytes > maxQueue {
+			limit = hurryWait // senders wait
+		}
+		s.mu.Unlock()
+		if waited >= limit {
+			if tcp, ok := s.conn.(*net.TCPConn); ok {
+				tcp.SetLinger(0) // so that Close discards what the kernel still has, and the client learns at once
+			}
+			s.conn.Close() // each Write fails now, so the queue is soon empty; the reader notices, and ends the socket
+			return
+		}
+	}
 }
 
-// readMessages is the reader's loop. It joins frames to messages (RFC 6455, section 5.4) and
-// routes them. It returns why it ends.
-func (s *Socket) readMessages() *ending {
+// Part 4: the end of a socket. Whoever begins it, these steps follow. closeWait after step 1, the connection is closed
+// in any case: then reading ends, and each Write fails.
+//
+//  1. startClosing queues our close frame, as the last frame. Disconnect, Close, protect or serve calls it.
+//  2. The reader reads on until the client's close frame comes, or the connection is lost (RFC 6455, section 7.1.2).
+//  3. The reader runs the handlers of "disconnect".
+//  4. finishClosing waits until the writer has sent all, and until the client has closed TCP.
+//  5. serve returns: the socket leaves the hub, and x/net closes the connection.
+const closeWait = 3 * time.Second
+
+// An ending is why a socket ends: in words, and as the close frame that tells the client.
+type ending struct {
+	reason     string // for the "disconnect" handlers
+	closeFrame []byte // nil if there is no client to tell
+}
+
+var connectionLost = &ending{reason: "connection lost"}
+
+// newEnding returns an ending whose close frame has the reason and a code of RFC 6455, section 7.4.
+func newEnding(code uint16, reason string) *ending {
+	payload := append(binary.BigEndian.AppendUint16(nil, code), reason...) // the code has two bytes
+	return &ending{reason, encodeFrame(websocket.CloseFrame, payload)}
+}
+
+// startClosing does step 1. If the socket ends already, the first ending counts.
+func (s *Socket) startClosing(why *ending) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending != nil {
+		return
+	}
+	if why.closeFrame != nil {
+		s.enqueueLocked(why.closeFrame) // before ending is set: then enqueueLocked takes no more
+	}
+	s.ending = why
+	s.room.Broadcast()                                   // nobody needs to wait for room any more
+	time.AfterFunc(closeWait, func() { s.conn.Close() }) // closing twice does no harm
+}
+
+// finishClosing does step 4. While the writer sends, it reads and discards: some clients do not read before they have
+// sent all. And if a connection is closed with input unread, it is reset: the client could lose our last frames.
+func (s *Socket) finishClosing() {
+	s.conn.SetReadDeadline(time.Time{}) // the one of readMessages may be over; closeWait is the limit now
+	var reading sync.WaitGroup
+	reading.Go(func() { io.Copy(io.Discard, s.conn) })
+	s.writerDone.Wait()
+	if conn, ok := s.conn.(interface{ CloseWrite() error }); ok {
+		conn.CloseWrite() // ends only our direction; the client sees it, and ends the other. TCP, TLS and Unix have it
+	}
+	reading.Wait()
+}
+
+// Close ends every socket with close code 1001, after what is queued for it, and returns when all have ended: after
+// closeWait at most, unless a handler runs longer. Stop the HTTP server first. A handler must not call Close.
+func (h *Hub) Close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ending = newEnding(1001, "server shutting down")
+	for _, s := range h.sockets {
+		s.startClosing(h.ending)
+	}
+	for len(h.sockets) > 0 {
+		h.socketLeft.Wait() // unlocks mu while it waits
+	}
+}
+
+// Part 5: a message comes in.
+const (
+	maxMessageSize = 64 << 10         // bytes; a client that sends a longer message gets close code 1009
+	pingPeriod     = 25 * time.Second // a client silent for so long gets a ping; silent for as long again, it is dropped
+)
+
+// readMessages joins frames to messages (RFC 6455, section 5.4), and routes them. It returns why it ends.
+func (s *Socket) readMessages(ws *websocket.Conn) *ending {
 	var text []byte     // the frames of one message, as far as they have come
 	unfinished := false // more frames of that message have to come
+	ping := time.AfterFunc(pingPeriod, func() { s.enqueue(encodeFrame(websocket.PingFrame, nil)) })
+	defer ping.Stop()
 	for {
-		s.pingIfSilent()
-		f, why := s.readFrame(maxMessageSize - len(text))
+		ping.Reset(pingPeriod)                                 // as clearTimeout and setTimeout in JavaScript
+		s.conn.SetReadDeadline(time.Now().Add(2 * pingPeriod)) // for the whole of the next frame
+		f, why := readFrame(ws, unfinished, maxMessageSize-len(text))
 		if why != nil {
 			return why
 		}
 		switch f.opcode {
 		case websocket.PingFrame:
-			s.push(encodeFrame(websocket.PongFrame, f.payload))
+			s.answer(encodeFrame(websocket.PongFrame, f.payload))
 			continue
 		case websocket.PongFrame:
 			continue // it only shows that the client is there
 		case websocket.CloseFrame:
 			return clientEnding(f.payload)
-		case websocket.ContinuationFrame:
-			if !unfinished {
-				return newEnding(1002, "a continuation frame came, but no message is unfinished")
-			}
-		default: // text or binary
-			if unfinished {
-				return newEnding(1002, "a new message began before the last one was finished")
-			}
-			if f.opcode == websocket.BinaryFrame {
-				return newEnding(1003, "messages must be text, not binary")
-			}
 		}
 		text = append(text, f.payload...)
 		unfinished = !f.fin
 		if unfinished {
 			continue
 		}
-		if !utf8.Valid(text) {
+		if !utf8.Valid(text) { // the whole, because a character may be cut between two frames
 			return newEnding(1007, "text must be UTF-8")
 		}
 		if err := s.route(text); err != nil {
-			s.Emit("error", err.Error())
+			encoded, _ := encodeEvent("error", fmt.Sprintf("%.300s", err)) // short, even if it quotes a long message
+			s.answer(encoded)
 		}
 		text = nil
 	}
 }
 
-// pingIfSilent waits until a frame begins. If none has begun after pingPeriod, it pings the client: so
-// proxies keep a quiet connection open. readFrame waits for pingPeriod again, then it fails.
-func (s *Socket) pingIfSilent() {
-	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
-	_, err := s.input.Peek(1)                   // leaves the byte to x/net
-	if errors.Is(err, os.ErrDeadlineExceeded) { // all other errors come again in readFrame
-		s.push(encodeFrame(websocket.PingFrame, nil))
-	}
-	s.conn.SetReadDeadline(time.Now().Add(pingPeriod))
+// A frame is a client's frame, checked, and without its mask.
+type frame struct {
+	fin     bool
+	opcode  byte
+	payload []byte
 }
 
-// readFrame reads a frame, and checks what x/net does not. The frame of a message may have limit bytes.
-func (s *Socket) readFrame(limit int) (frame, *ending) {
-	frameReader, err := s.ws.NewFrameReader() // x/net reads the header, and takes off the mask
+// readFrame reads a frame, and checks what x/net does not. limit is how many bytes its message may still have.
+func readFrame(ws *websocket.Conn, unfinished bool, limit int) (frame, *ending) {
+	frameReader, err := ws.NewFrameReader() // x/net reads the header; reading on takes the mask off
 	if err != nil {
 		return frame{}, connectionLost
 	}
-	header, _ := io.ReadAll(frameReader.HeaderReader())
+	header, _ := io.ReadAll(frameReader.HeaderReader()) // x/net has read it; part 3 shows its bytes
 	fin := (header[0] & 0x80) != 0
-	reserved := header[0] & 0x70
 	opcode := header[0] & 0x0f
-	masked := (header[1] & 0x80) != 0
-	length := frameReader.Len() - len(header) // Len counts the header, too
+	length := uint64(header[1] & 0x7f)
+	switch length {
+	case 126:
+		length = uint64(binary.BigEndian.Uint16(header[2:]))
+	case 127:
+		length = binary.BigEndian.Uint64(header[2:])
+	}
 	isControl := opcode >= websocket.CloseFrame
-
 	switch {
-	case !masked:
+	case header[1]&0x80 == 0:
 		return frame{}, newEnding(1002, "a client must mask its frames")
-	case reserved != 0:
+	case header[0]&0x70 != 0:
 		return frame{}, newEnding(1002, "a reserved bit is set")
-	case opcode > websocket.BinaryFrame && !isControl, opcode > websocket.PongFrame: // 3 to 7, 11 to 15
+	case (opcode >= 3 && opcode <= 7) || opcode >= 11:
 		return frame{}, newEnding(1002, "the opcode is reserved")
 	case isControl && !fin:
 		return frame{}, newEnding(1002, "a control frame must not be fragmented")
 	case isControl && length > 125:
 		return frame{}, newEnding(1002, "a control frame may have at most 125 bytes")
-	case !isControl && length > limit:
+	case opcode == websocket.ContinuationFrame && !unfinished:
+		return frame{}, newEnding(1002, "a continuation frame came, but no message is unfinished")
+	case unfinished && (opcode == websocket.TextFrame || opcode == websocket.BinaryFrame):
+		return frame{}, newEnding(1002, "a new message began before the last one was finished")
+	case opcode == websocket.BinaryFrame:
+		return frame{}, newEnding(1003, "messages must be text, not binary")
+	case !isControl && length > uint64(limit):
 		return frame{}, newEnding(1009, fmt.Sprintf("a message may have at most %d bytes", maxMessageSize))
 	}
-	// ReadAll allocates as bytes arrive, so a length that is only announced takes no memory. Fewer bytes
-	// come if the connection ends or is too slow. More than length come on a 32-bit machine, where
-	// Len may be wrong for a huge frame: LimitReader ends that.
-	payload, _ := io.ReadAll(io.LimitReader(frameReader, maxMessageSize))
-	if len(payload) != length {
+	payload, _ := io.ReadAll(frameReader) // grows as bytes arrive: who announces 64 KiB and sends none takes no memory
+	if uint64(len(payload)) < length {    // the connection ended, or was too slow
 		return frame{}, connectionLost
 	}
 	return frame{fin, opcode, payload}, nil
 }
 
-// clientEnding returns the ending for a client's close frame. The answer has the client's own code,
-// or none if the client gave none (RFC 6455, section 5.5.1).
+// clientEnding returns the ending for a client's close frame. We answer with its code (RFC 6455, section 5.5.1).
 func clientEnding(payload []byte) *ending {
-	if len(payload) == 0 {
-		return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, nil)}
-	}
 	if len(payload) == 1 {
 		return newEnding(1002, "a close code has two bytes")
 	}
-	code := binary.BigEndian.Uint16(payload)
-	if !isValidCode(code) {
-		return newEnding(1002, fmt.Sprintf("close code %d must not be sent", code))
+	if len(payload) > 1 {
+		code := binary.BigEndian.Uint16(payload)
+		if !isValidCode(code) {
+			return newEnding(1002, fmt.Sprintf("close code %d must not be sent", code))
+		}
+		if !utf8.Valid(payload[2:]) {
+			return newEnding(1007, "a close reason must be UTF-8")
+		}
+		payload = payload[:2] // without the client's text
 	}
-	if !utf8.Valid(payload[2:]) {
-		return newEnding(1007, "a close reason must be UTF-8")
-	}
-	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload[:2])}
+	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload)}
 }
 
-// isValidCode reports whether a close frame may have this code (RFC 6455, section 7.4). 1006, for
-// example, is only for use inside a program: it means that no close frame came.
+// isValidCode reports whether a close frame may have this code (RFC 6455, section 7.4). 1005, 1006 and 1015 never
+// travel: 1006 tells a program that no close frame came. 1004, and 1016 to 2999, have no meaning yet.
 func isValidCode(code uint16) bool {
 	return code >= 1000 && code <= 1003 || code >= 1007 && code <= 1014 || code >= 3000 && code <= 4999
 }
 
-// encodeEvent encodes an event as a frame, once for all sockets.
-func encodeEvent(event string, data any) ([]byte, error) {
-	if slices.Contains(reservedEvents, event) {
-		return nil, fmt.Errorf("event %q is reserved: only the hub sends it", event)
+// route finds the handlers of a message's event, and runs them. It returns the error for the client.
+func (s *Socket) route(text []byte) error {
+	var message struct {
+		Event string          `json:"event"`
+		Data  json.RawMessage `json:"data"`
 	}
-	message := struct {
-		Event string `json:"event"`
-		Data  any    `json:"data"`
-	}{event, data}
-	var text bytes.Buffer
-	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // or it would write < as \u003c
-	if err := encoder.Encode(message); err != nil {
-		return nil, err
+	s.mu.Lock()
+	isClosing := s.ending != nil
+	s.mu.Unlock()
+	if isClosing {
+		return nil // after Disconnect, nothing that the client sends is handled
 	}
-	return encodeFrame(websocket.TextFrame, bytes.TrimSpace(text.Bytes())), nil // Encode adds a newline
-}
-
-// encodeFrame encodes a frame as servers send it: whole, and without a mask.
-func encodeFrame(opcode byte, payload []byte) []byte {
-	encoded := make([]byte, 0, 10+len(payload)) // empty, with room for the longest header
-	encoded = append(encoded, 0x80|opcode)
-	length := len(payload)
-	switch {
-	case length <= 125:
-		encoded = append(encoded, byte(length))
-	case length <= 0xffff:
-		encoded = append(encoded, 126)
-		encoded = binary.BigEndian.AppendUint16(encoded, uint16(length))
-	default:
-		encoded = append(encoded, 127)
-		encoded = binary.BigEndian.AppendUint64(encoded, uint64(length))
+	if err := json.Unmarshal(text, &message); err != nil || message.Event == "" {
+		return errors.New(`a message must be a JSON object with an "event"`)
 	}
-	return append(encoded, payload...)
+	if slices.Contains(reservedEvents, message.Event) || message.Event == "error" {
+		return fmt.Errorf("event %q is reserved for the server", message.Event)
+	}
+	if s.handlers[message.Event] == nil {
+		return fmt.Errorf("the server has no handler for event %.40q", message.Event)
+	}
+	return s.run(message.Event, message.Data)
 }

@@ -38,8 +38,7 @@ func newChat() *Hub {
 			// socket.broadcast.emit('grpchat', chatdata.data)
 			return socket.Broadcast("grpchat", chatdata.Data)
 		}))
-		// The tutorial's server has no handler of "disconnect". This one only logs the reason.
-		socket.On("disconnect", func(reason json.RawMessage) error {
+		socket.On("disconnect", func(reason json.RawMessage) error { // the tutorial's server has no such handler
 			log.Println("client disconnected", socket.ID, string(reason))
 			return nil
 		})
@@ -92,19 +91,20 @@ func main() {
 
 // newServer routes WebSocket handshakes, on any path, to the hub. Any other GET or HEAD gets a file.
 func newServer(io *Hub) *http.Server {
-	var handler http.HandlerFunc = func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
-		case r.Method == http.MethodGet && findToken(r.Header["Upgrade"], "websocket") != "":
-			io.ServeHTTP(w, r)
-		default:
-			serveFile(w, r)
-		}
-	}
 	return &http.Server{
-		Handler:                      handler,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method != http.MethodGet && r.Method != http.MethodHead:
+				w.Header().Set("Allow", "GET, HEAD")
+				http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
+			case r.Method == http.MethodGet && findToken(r.Header["Upgrade"], "websocket") != "":
+				handshake := r.WithContext(r.Context()) // a copy, with the headers
+				r.Header = nil                          // net/http keeps r as long as the socket lives: this saves memory
+				io.ServeHTTP(w, handshake)
+			default:
+				serveFile(w, r)
+			}
+		}),
 		DisableGeneralOptionsHandler: true,            // so that OPTIONS * gets 405, too
 		MaxHeaderBytes:               12 << 10,        // net/http adds 4 KB; a request with more gets 431
 		ReadTimeout:                  4 * time.Second, // for a request; a socket sets its own deadlines
