@@ -413,9 +413,7 @@ func (s *Socket) send(batch []byte) {
 		batch = batch[n:]
 		s.mu.Lock()
 		limit := batchWait
-		if s.ending != nil {
-			limit = closeWait - 2*tryWait // before startClosing's timer: after its Close, the kernel would send on
-		} else if s.queuedBytes > maxQueue {
+		if s.queuedBytes > maxQueue && s.ending == nil {
 			limit = hurryWait // senders wait
 		}
 		s.mu.Unlock()

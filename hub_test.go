@@ -903,7 +903,7 @@ func TestASocketThatEndsHasCloseWaitForItsQueue(t *testing.T) {
 			c := startPipes(t, hub).client(t)
 			time.AfterFunc(400*time.Millisecond, hub.socket(c.id).Disconnect)
 			for range 45 {
-				hub.Emit("n", long(60_000)) // the last ones wait: so the batch has 0.9 s, until the socket ends
+				hub.Emit("n", long(60_000)) // the last ones wait: so the batch has 1.2 s, until the socket ends
 			}
 			time.Sleep(pause)
 			var got bytes.Buffer
@@ -919,7 +919,7 @@ func TestASocketThatEndsHasCloseWaitForItsQueue(t *testing.T) {
 	}
 }
 
-func TestAStuckClientIsGoneIn5sAndTheKernelKeepsNothingForIt(t *testing.T) {
+func TestAStuckClientIsGoneIn5sAndOneThatIsTooSlowLearnsOfItAtOnce(t *testing.T) {
 	t.Parallel()
 	var all sync.WaitGroup
 	for name, end := range map[string]func(*Socket, *client){
@@ -945,7 +945,8 @@ func TestAStuckClientIsGoneIn5sAndTheKernelKeepsNothingForIt(t *testing.T) {
 				<-ended
 				hub.Close() // waits until it has left
 			})
-			if n, err := io.Copy(io.Discard, c.in); !errors.Is(err, syscall.ECONNRESET) {
+			n, err := io.Copy(io.Discard, c.in)
+			if name == "as too slow" && !errors.Is(err, syscall.ECONNRESET) { // the kernel keeps nothing for it
 				t.Errorf("%s: it read %d bytes, then %v", name, n, err)
 			}
 		})
