@@ -168,6 +168,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	request.Header.Set("Connection", findToken(r.Header["Connection"], "upgrade"))
 	request.Header.Del("Sec-Websocket-Protocol")
 	buffers.Writer = bufio.NewWriterSize(conn, 256) // to save memory: x/net would keep 4 KB for its short answer
+	// Now x/net checks the handshake, answers it, and calls s.serve.
 	websocket.Server{Handshake: checkOrigin, Handler: s.serve}.ServeHTTP(hijacked{w, conn, buffers}, request)
 }
 
@@ -320,7 +321,7 @@ const (
 	maxBatch     = 80 << 10                // bytes; a batch of this size gets no further frame
 	maxIdleQueue = 2048                    // frames; an empty queue with room for more gives its memory back
 	batchWait    = 20 * time.Second        // the limit for a batch while nobody waits: Wi-Fi may come back
-	hurryWait    = 1200 * time.Millisecond // the limit for a batch while the queue is full
+	hurryWait    = 1200 * time.Millisecond // the limit for a batch while the queue is full; a far line may stall for 1 s
 	tryWait      = 100 * time.Millisecond  // the limit for one Write; see send
 	answerPause  = 100 * time.Millisecond  // see answer
 )
@@ -480,7 +481,8 @@ func (s *Socket) finishClosing() {
 }
 
 // Close ends every socket with close code 1001, after what is queued for it, and returns when all have ended: after
-// closeWait at most, unless a handler runs longer. Stop the HTTP server first. A handler must not call Close.
+// closeWait at most, unless a handler runs longer. Stop the HTTP server first, or sockets go on coming. A handler must
+// not call Close: it would wait for its own socket.
 func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
