@@ -1836,7 +1836,7 @@ func TestTheHubsInTheReadmeCanBeTriedAsItSays(t *testing.T) {
 	source, program, overlay := filepath.Join(dir, "main.go"), filepath.Join(dir, "try"), filepath.Join(dir, "overlay.json")
 	put(overlay, fmt.Sprintf(`{"Replace": {%q: %q}}`, filepath.Join(here, "try/main.go"), source))
 	for _, text := range []string{first, second} {
-		listener := must(net.Listen("tcp", "localhost:0"))
+		listener := must(net.Listen("tcp", "127.0.0.2:0")) // an address where no other test takes a port
 		addr := listener.Addr().String()
 		listener.Close()
 		put(source, strings.Replace(text, "localhost:3000", addr, 1))
