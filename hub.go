@@ -498,7 +498,7 @@ func (h *Hub) Close() {
 // Part 5: a message comes in.
 const (
 	maxMessageSize = 64 << 10         // bytes; a client that sends a longer message gets close code 1009
-	pingPeriod     = 25 * time.Second // a client silent for so long gets a ping; silent for as long again, it is dropped
+	pingPeriod     = 25 * time.Second // a client that sends no whole frame for so long gets a ping; in twice that, it is dropped
 )
 
 // readMessages joins frames to messages (RFC 6455, section 5.4), and routes them. It returns why it ends.
