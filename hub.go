@@ -48,10 +48,10 @@ import (
 // A Hub is the tutorial's io: the group of all sockets. Any goroutine may call Emit and Close.
 type Hub struct {
 	onConnection func(*Socket) // the handler of "connection"; set before serving, then only read
-	// One Emit or Broadcast at a time, until its wait is over. It adds to the queues first, and waits afterwards: without
-	// emitting, each of a thousand senders could add one more message to a queue that is full.
+	// One Emit or Broadcast runs at a time, also while it waits. It adds to all queues first, and then waits for the full
+	// ones. Without this lock, each of a thousand senders could add one more message to a full queue.
 	emitting sync.Mutex
-	// mu guards the fields below. Nobody holds it while he waits for a client: so others can join and leave.
+	// mu guards the fields below. Nobody keeps it locked while he waits: so others can join and leave at any time.
 	mu         sync.Mutex
 	sockets    map[string]*Socket // by ID; a socket is in it from join to leave
 	ending     *ending            // why all sockets end (part 4); nil until Close sets it
@@ -172,8 +172,8 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	websocket.Server{Handshake: checkOrigin, Handler: s.serve}.ServeHTTP(hijacked{w, conn, buffers}, request)
 }
 
-// hijacked is a ResponseWriter for x/net. x/net calls Hijack to get the connection, and cannot give it to us. We need
-// it, to write batches and for CloseWrite. So we call Hijack first, and this Hijack returns the same.
+// hijacked is a ResponseWriter for x/net, which asks it for a method Hijack, and hides the connection that it gets. We
+// need that connection, to write batches and for CloseWrite. So we take it first, and this Hijack returns the same.
 type hijacked struct {
 	http.ResponseWriter
 	conn    net.Conn
@@ -359,7 +359,7 @@ func (s *Socket) waitForRoomLocked() {
 
 // answer queues what this client alone has asked for: a pong or an "error". A client may ask for many and read none. If
 // they filled its queue, all senders would wait for it. So while the queue is more than half full, the reader takes only
-// ten such messages a second. In 20 s, after which send drops a client that reads nothing, these cannot fill the rest.
+// ten such messages a second: in the 20 s until send drops the client, some 100 KB, where 1 MB has room.
 func (s *Socket) answer(encoded []byte) {
 	if s.enqueue(encoded) > maxQueue/2 {
 		time.Sleep(answerPause)
@@ -402,8 +402,8 @@ func (s *Socket) nextBatch(batch *bytes.Buffer) bool {
 
 // send writes a batch: many frames in one system call, which costs more than they do. It drops a client that is too
 // slow. When the kernel's buffer is full, a Write waits, and the kernel wakes it only when a third of the buffer is
-// free. That may be a megabyte, for which a healthy client may need more than hurryWait. But a new Write uses at
-// once what room there is. So send ends each Write after tryWait, and begins the next.
+// free, perhaps a megabyte: until then, a slow but healthy client looks stuck. A new Write uses any free room at once.
+// So send gives up each Write after tryWait, sees how much it has written (n), and goes on with the rest.
 func (s *Socket) send(batch []byte) {
 	for waited := tryWait; ; waited += tryWait {
 		s.conn.SetWriteDeadline(time.Now().Add(tryWait))
