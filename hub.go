@@ -87,7 +87,7 @@ func (h *Hub) emit(event string, data any, except *Socket) error {
 	h.emitting.Lock()
 	defer h.emitting.Unlock()
 	var full []*Socket
-	h.mu.Lock() // so that a socket that joins gets all of an event or nothing; unlocked before the wait
+	h.mu.Lock() // while it goes through the map; unlocked before it waits, so that others can join and leave
 	for _, s := range h.sockets {
 		if s != except && s.enqueue(encoded) > maxQueue {
 			full = append(full, s)
@@ -135,7 +135,7 @@ func (s *Socket) Emit(event string, data any) error {
 	if err == nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.waitForRoomLocked()
+		s.waitForRoomLocked() // first: here nothing else is held, and each sender looks again before it adds
 		s.enqueueLocked(encoded)
 	}
 	return err
@@ -313,8 +313,8 @@ var reservedEvents = []string{"connect", "connection", "disconnect"} // not "err
 //	enqueue → queue → nextBatch → batch → send → the kernel's buffer → client
 //
 // When a client stops reading, this fills from the right. First the kernel's buffer is full: send waits, for
-// batchWait at most from the batch's beginning. Then the queue is full: Emit waits, and send for hurryWait at most.
-// Then the client is dropped. Each socket has its own writer: so fifty stuck clients cost 1.2 s once, not fifty times.
+// batchWait at most. Then the queue is full: Emit waits, and send for hurryWait at most. Then the client is dropped.
+// Both count from the batch's beginning. Each socket has its own writer: so fifty stuck clients cost 1.2 s once.
 const (
 	maxQueue     = 2 << 20                 // bytes; while more are queued for a client, its senders wait
 	frameCost    = 64                      // bytes; counted for each frame, because an empty frame takes memory, too
@@ -370,7 +370,7 @@ func (s *Socket) answer(encoded []byte) {
 // the time, and a goroutine that waits would take some kilobytes for each of them.
 func (s *Socket) write() {
 	defer s.writerDone.Done()
-	runtime.Gosched() // only for speed: others may queue more frames for the first batch
+	runtime.Gosched() // only for speed: lets other goroutines run first, which may queue more for the first batch
 	batch := batchBuffers.Get().(*bytes.Buffer)
 	for s.nextBatch(batch) {
 		s.send(batch.Bytes())
@@ -468,7 +468,7 @@ func (s *Socket) startClosing(why *ending) {
 }
 
 // finishClosing does step 4. While the writer sends, it reads and discards: some clients do not read before they have
-// sent all. And if a connection is closed with input unread, it is reset: the client could lose our last frames.
+// sent all. And if we closed TCP with input unread, TCP would send a reset, and the client could lose our last frames.
 func (s *Socket) finishClosing() {
 	s.conn.SetReadDeadline(time.Time{}) // the one of readMessages may be over; closeWait is the limit now
 	var reading sync.WaitGroup
@@ -552,7 +552,7 @@ func readFrame(ws *websocket.Conn, unfinished bool, limit int) (frame, *ending) 
 	if err != nil {
 		return frame{}, connectionLost
 	}
-	header, _ := io.ReadAll(frameReader.HeaderReader()) // x/net has read it; part 3 shows its bytes
+	header, _ := io.ReadAll(frameReader.HeaderReader()) // x/net hides what it has read, but not these bytes: see part 3
 	fin := (header[0] & 0x80) != 0
 	opcode := header[0] & 0x0f
 	length := uint64(header[1] & 0x7f)
@@ -603,7 +603,7 @@ func clientEnding(payload []byte) *ending {
 		if !utf8.Valid(payload[2:]) {
 			return newEnding(1007, "a close reason must be UTF-8")
 		}
-		payload = payload[:2] // without the client's text
+		payload = payload[:2] // we answer with the code alone, or with nothing if the client gave none
 	}
 	return &ending{"client disconnect", encodeFrame(websocket.CloseFrame, payload)}
 }
