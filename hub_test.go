@@ -116,8 +116,7 @@ func Example() {
 // Part 1: the tutorial's words.
 
 func TestChatReachesEveryoneAndBroadcastEveryoneElse(t *testing.T) {
-	addr := start(t, newChat())
-	speaksTheChat(t, addr)
+	speaksTheChat(t, start(t, newChat()))
 }
 
 // speaksTheChat tests a server: with three clients, as in the tutorial.
@@ -1161,7 +1160,7 @@ func TestFragmentsMakeOneMessageAndPingsBetweenAreAnswered(t *testing.T) {
 	text := `{"event":"chat","data":{"data":"` + said + `"}}`
 	cut := strings.Index(text, "ü") + 1 // in the middle of a code point
 	ping := strings.Repeat("?", 125)    // as long as a ping may be
-	c.write([]byte(masked(0x01, text[:cut]) + masked(0x89, ping) + masked(0x00, "") + masked(0x8a, "unasked") + masked(0x80, text[cut:])))
+	c.write([]byte(masked(0x01, text[:cut]) + masked(0x00, text[cut:]) + masked(0x89, ping) + masked(0x8a, "unasked") + masked(0x80, "")))
 	if head, payload := c.read(); head != 0x8a || payload != ping {
 		t.Errorf("the ping got %#x %q", head, payload)
 	}
@@ -1190,16 +1189,21 @@ func TestSilentClientsArePingedAndVanishedOnesNoticed(t *testing.T) {
 	}
 }
 
-func TestAPongOrAPingNowAndThenKeepsASocketAlive(t *testing.T) {
-	for _, head := range []byte{0x89, 0x8a} {
+func TestAPongOrAPingKeepsASocketAliveAndEachSilenceBringsAPing(t *testing.T) {
+	for _, sent := range []byte{0x89, 0x8a} {
 		synctest.Test(t, func(t *testing.T) {
 			c := startPipes(t, newChat()).client(t)
-			go c.drain()
-			for range 20 {
-				time.Sleep(pingPeriod + pingPeriod/2)
-				c.frame(head, "")
+			for began := time.Now(); time.Since(began) < time.Hour; time.Sleep(pingPeriod / 2) {
+				c.frame(sent, "")
+				silent := time.Now()
+				head, _ := c.read()
+				if head == 0x8a { // the answer to its ping
+					head, _ = c.read()
+				}
+				if took := time.Since(silent); head != 0x89 || took != pingPeriod {
+					t.Fatalf("got %#x after %v", head, took)
+				}
 			}
-			c.frame(0x88, "")
 		})
 	}
 }
@@ -1849,9 +1853,8 @@ func TestTheHubsInTheReadmeCanBeTriedAsItSays(t *testing.T) {
 		defer try.Process.Kill()
 		var page *http.Response
 		eventually(t, func() bool {
-			var err error
-			page, err = http.Get("http://" + addr)
-			return err == nil
+			page, _ = http.Get("http://" + addr)
+			return page != nil
 		})
 		if got := must(io.ReadAll(page.Body)); !bytes.Equal(got, must(os.ReadFile("public/index.html"))) {
 			t.Errorf("the page is %.99q", got)
@@ -1879,7 +1882,6 @@ func FuzzWire(f *testing.F) {
 		next := dial(t, addr)
 		next.say(`{"event":"chat","data":{"data":"next"}}`)
 		next.hears("grpchat", `"next"`)
-		next.conn.Close()
 	})
 }
 
