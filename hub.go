@@ -359,7 +359,7 @@ func (s *Socket) waitForRoomLocked() {
 
 // answer queues what this client alone has asked for: a pong or an "error". A client may ask for many and read none. If
 // they filled its queue, all senders would wait for it. So while the queue is more than half full, the reader takes only
-// ten such messages a second: in the 20 s until send drops the client, some 100 KB, where 1 MB has room.
+// ten such messages a second: in the 20 s until send drops the client, less than 400 KB, where 1 MB has room.
 func (s *Socket) answer(encoded []byte) {
 	if s.enqueue(encoded) > maxQueue/2 {
 		time.Sleep(answerPause)
